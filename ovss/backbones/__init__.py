@@ -1,0 +1,1 @@
+"""Pretrained networks, opened up: library models that also give their insides."""

@@ -1,0 +1,120 @@
+"""What a paper claims, tested on what we measured: holds, does not hold, undecided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+
+from . import metrics
+from .results import Counts, read_counts
+
+Verdict = Literal["holds", "does not hold", "undecided", "not run yet"]
+
+
+class Cell(NamedTuple):
+    """A number we measured: one row of an experiment on one data set."""
+
+    experiment: str
+    row: str
+    dataset: str
+    protocol: str = "mmseg"
+
+
+@dataclass(frozen=True)
+class Test:
+    """The mIoU of two cells on the same images: their difference in points, and its interval."""
+
+    greater: Cell
+    smaller: Cell
+    difference: metrics.Difference | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of a paper that says that some numbers are greater than others.
+
+    Attributes:
+        id: short name, such as "cliper-elf-helps".
+        sentence: the paper's words, with the place.
+        cells: pairs (greater, smaller) that must all be as claimed.
+        margin: by how many points mIoU the first must be greater.
+    """
+
+    id: str
+    sentence: str
+    cells: tuple[tuple[Cell, Cell], ...]
+    margin: float = 0.0
+
+    def tests(self, profile: str = "lab", resamples: int = 1000, seed: int = 0) -> list[Test]:
+        """One paired bootstrap test per pair of cells."""
+        return [self._test(*pair, profile, resamples, seed) for pair in self.cells]
+
+    def verdict(self, profile: str = "lab", resamples: int = 1000, seed: int = 0) -> Verdict:
+        """Holds if every pair holds, does not hold if one does not, else undecided."""
+        verdicts = {test.verdict for test in self.tests(profile, resamples, seed)}
+        order: tuple[Verdict, ...] = ("does not hold", "not run yet", "undecided", "holds")
+        return next(verdict for verdict in order if verdict in verdicts)
+
+    def _test(self, greater: Cell, smaller: Cell, profile: str, resamples: int, seed: int) -> Test:
+        first, second = (
+            read_counts(*greater, profile=profile),
+            read_counts(*smaller, profile=profile),
+        )
+        if first is None or second is None:
+            return Test(greater, smaller, None, "not run yet")
+        difference = paired_difference(first, second, resamples, seed)
+        return Test(greater, smaller, difference, judge(difference, self.margin))
+
+
+def paired_difference(
+    first: Counts, second: Counts, resamples: int = 1000, seed: int = 0
+) -> metrics.Difference:
+    """The mIoU of `first` minus that of `second` in points, with its 95 % paired interval.
+
+    Raises:
+        ValueError: the two were measured on different images, or one with background as a class
+            and the other without.
+    """
+    if first.ids != second.ids or first.has_background != second.has_background:
+        raise ValueError("the two runs were not scored on the same images in the same way")
+
+    def statistic(sums: Any) -> Any:
+        return 100 * metrics.miou_of_areas(sums, "mmseg", first.has_background)
+
+    return metrics.paired_bootstrap(first.areas, second.areas, statistic, resamples, seed)
+
+
+def judge(difference: metrics.Difference, margin: float = 0.0) -> Verdict:
+    """Holds if the interval lies above `margin`, does not hold if below, else undecided."""
+    if difference.low > margin:
+        return "holds"
+    return "does not hold" if difference.high < margin else "undecided"
+
+
+def claims_table(claims: Iterable[Claim], profile: str = "lab") -> pd.DataFrame:
+    """One line per tested pair: claim, sentence, greater, smaller, difference, verdict."""
+    lines = []
+    for claim in claims:
+        for test in claim.tests(profile):
+            lines.append(
+                {
+                    "claim": claim.id,
+                    "sentence": claim.sentence,
+                    "dataset": test.greater.dataset,
+                    "greater": test.greater.row,
+                    "smaller": test.smaller.row,
+                    "difference": _show(test.difference),
+                    "verdict": test.verdict,
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+def _show(difference: metrics.Difference | None) -> str:
+    if difference is None:
+        return "not run yet"
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*difference)

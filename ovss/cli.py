@@ -1,0 +1,185 @@
+"""The command line: `ovss segment`, `ovss evaluate`, `ovss list`."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import __version__, results
+from .datasets import DATASETS
+from .errors import OvssError
+from .evaluate import evaluate
+from .paths import data
+
+LISTS = ("methods", "datasets", "checkpoints")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 = done, 2 = an error that one line on stderr explains, 130 = interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except OvssError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # the reader (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        return _fail(_explain(error))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ovss", description="Open-vocabulary semantic segmentation: words in, labels out."
+    )
+    parser.add_argument("--version", action="version", version=f"ovss {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_segment(commands)
+    _add_evaluate(commands)
+    _add_list(commands)
+    return parser
+
+
+def _add_segment(commands: Any) -> None:
+    parser = _command(commands, "segment", "label the pixels of an image by words", _segment)
+    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("--classes", required=True, help='what to look for: "car, grass"')
+    parser.add_argument("--out", required=True, help="labels: .png (palette) or .json (RLE)")
+    _add_model(parser)
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = _command(commands, "evaluate", "measure a method on a data set", _evaluate)
+    parser.add_argument("--dataset", required=True, help=", ".join(DATASETS))
+    parser.add_argument("--root", help="the folder the data set lies in")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--limit", type=int, help="use this many images, drawn by the seed")
+    parser.add_argument("--resume", metavar="FOLDER", help="keep counts here; rerun to go on")
+    parser.add_argument("--batch", type=int, default=8, help="images at once (default 8)")
+    parser.add_argument("--workers", type=int, default=0, help="threads that read ahead")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--classes",
+        choices=("all", "image"),
+        default="all",
+        help="query all classes, or only those each image holds",
+    )
+    parser.add_argument("--out", metavar="CSV", help="add the numbers to this results file")
+    _add_model(parser)
+
+
+def _add_list(commands: Any) -> None:
+    parser = _command(commands, "list", "show what there is", _list)
+    parser.add_argument("what", nargs="*", metavar="|".join(LISTS), help="by default all three")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--method", default="cliper", help="see `ovss list methods`")
+    parser.add_argument("--profile", default="lab", help="lab (miniature) or paper checkpoints")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...")
+    parser.add_argument("--clip", help="another CLIP: a name of `ovss list`, or a folder")
+
+
+def _command(
+    commands: Any, name: str, summary: str, run: Callable[[argparse.Namespace], None]
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _segment(options: argparse.Namespace) -> None:
+    from .images import read_image
+    from .vocabulary import Vocabulary
+
+    words = Vocabulary.of(options.classes)  # a wrong word or image shows before the model loads
+    image = read_image(options.image)
+    found = _load(options)(image, words)
+    path = found.save(options.out)
+    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in found.shares.items())
+    print(f"{shares} -> {path}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    result = evaluate(
+        _load(options),
+        options.dataset,
+        root=options.root,
+        split=options.split,
+        limit=options.limit,
+        resume=options.resume,
+        seed=options.seed,
+        classes=options.classes,
+        batch=options.batch,
+        workers=options.workers,
+    )
+    if options.out:
+        results.write(options.out, result.rows("command line", options.method, options.profile))
+    for name, iou in result.per_class.items():
+        print(f"{name:24} {iou:6.2f}")
+    low, high = result.interval
+    print(
+        f"mIoU {result.miou:.2f} [{low:.2f}, {high:.2f}] on {result.images} images of "
+        f"{result.dataset} ({result.protocol}), {1000 * result.seconds_per_image:.0f} ms an image"
+    )
+
+
+def _list(options: argparse.Namespace) -> None:
+    from .errors import UnknownNameError
+
+    for what in options.what or LISTS:
+        if what not in LISTS:
+            raise UnknownNameError.of("list", what, LISTS)
+        print(f"{what}:")
+        for name, note in _known(what):
+            print(f"  {name:32} {note}".rstrip())
+
+
+def _known(what: str) -> list[tuple[str, str]]:
+    if what == "datasets":
+        home = {name: spec.home for name, spec in DATASETS.items()}
+        return [(name, str(data(at)) if at else "needs --root") for name, at in home.items()]
+    if what == "methods":
+        from .methods import METHODS
+
+        return [(name, _summary(METHODS[name])) for name in METHODS]
+    from .backbones.registry import CHECKPOINTS, ZOO
+
+    zoo = [(name, f"the lab's, {data('lab', 'zoo', name)}") for name in ZOO]
+    return zoo + [(name, entry.role) for name, entry in CHECKPOINTS.items()]
+
+
+def _summary(builder: Any) -> str:
+    function = getattr(builder, "func", builder)  # a preset is a partial of its builder
+    return (function.__doc__ or "").strip().partition("\n")[0]
+
+
+def _load(options: argparse.Namespace) -> Any:
+    from . import load
+
+    given = {"device": options.device, "clip": options.clip}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return load(options.method, options.profile, **chosen)
+
+
+def _explain(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return "the disk is full: nothing was written in place of what was there"
+    place = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror or error}{place}"
+
+
+def _fail(message: str) -> int:
+    print(f"ovss: error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,238 @@
+"""PASCAL VOC 2012 and every benchmark in its layout, the lab's among them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .. import paths
+from ..errors import DatasetError, ImageError, UnknownNameError
+from ..images import read_image
+from ..metrics import BACKGROUND, IGNORE
+from ..vocabulary import Vocabulary
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its ground truth: labels [H, W] int64, -1 background, -2 ignored."""
+
+    id: str
+    image: Image.Image
+    target: IntArray
+
+
+class Dataset(Protocol):
+    """What `evaluate` needs of a benchmark."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def ids(self) -> tuple[str, ...]: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+    @property
+    def has_background(self) -> bool: ...
+    @property
+    def protocol(self) -> str: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How a benchmark in VOC layout is read.
+
+    Attributes:
+        masks: the folder of label images, which hold 0 and 1..K (255 = ignored).
+        words: files of `data/vocabularies/` whose names, one a line, make the classes; with
+            `product` every name of the first with every name of the second ("red car").
+        background_words: a file whose names compete but are no label.
+        zero: what the value 0 in a mask means, BACKGROUND or IGNORE.
+        home: the data set's own folder under `data/`, for those the repository holds.
+        below: where the layout may begin under the user's root.
+    """
+
+    masks: str
+    words: tuple[str, ...]
+    background_words: str | None = None
+    product: bool = False
+    zero: int = BACKGROUND
+    home: str | None = None
+    below: tuple[str, ...] = ("",)
+
+
+VOC_BELOW = ("", "VOC2012", "VOCdevkit/VOC2012")
+LAB_THINGS, LAB_STUFF, LAB_COLOURS = "lab-things", "lab-stuff", "lab-colours"
+DATASETS: dict[str, Spec] = {
+    "voc21": Spec("SegmentationClass", ("voc21",), below=VOC_BELOW),
+    "voc20": Spec("SegmentationClass", ("voc20",), zero=IGNORE, below=VOC_BELOW),
+    "lab-21": Spec("SegmentationClass", (LAB_THINGS,), background_words=LAB_STUFF, home="lab"),
+    "lab-20": Spec("SegmentationClass", (LAB_THINGS,), zero=IGNORE, home="lab"),
+    "lab-all": Spec("SegmentationStuff", (LAB_THINGS, LAB_STUFF), zero=IGNORE, home="lab"),
+    "lab-attributes": Spec(
+        "SegmentationAttribute", (LAB_COLOURS, LAB_THINGS), product=True, zero=IGNORE, home="lab"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class VocDataset:
+    """A benchmark in VOC layout; indexing gives `Sample`s, read from the disk each time."""
+
+    name: str
+    root: Path
+    split: str
+    spec: Spec
+
+    protocol = "mmseg"  # a class counts unless absent from ground truth and predictions
+
+    @property
+    def has_background(self) -> bool:
+        """Whether background is a class of the metric."""
+        return self.spec.zero == BACKGROUND
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Class names, [K]."""
+        words = [read_words(file) for file in self.spec.words]
+        if self.spec.product:
+            return tuple(f"{first} {second}" for first in words[0] for second in words[1])
+        return tuple(name for part in words for name in part)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The plain data set names, with the background words of the benchmark if it has any."""
+        file = self.spec.background_words
+        return Vocabulary.of(self.names, background=read_words(file) if file else ())
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """Image names without suffix, in the order of the split's list."""
+        listing = self.root / "ImageSets" / "Segmentation" / f"{self.split}.txt"
+        if not listing.is_file():
+            raise DatasetError(f"no list {listing}; {self.layout()}")
+        found = tuple(listing.read_text().split())
+        if not found:
+            raise DatasetError(f"the list {listing} names no image")
+        return found
+
+    def layout(self) -> str:
+        """The folders this benchmark is read from, to show in an error."""
+        parts = ("JPEGImages/<id>.jpg", f"{self.spec.masks}/<id>.png")
+        listing = f"ImageSets/Segmentation/{self.split}.txt (one id a line)"
+        return f"{self.name} is expected as {self.root}/ with {', '.join(parts)} and {listing}"
+
+    def __len__(self) -> int:
+        """Number of images of the split."""
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample at `index`.
+
+        Raises:
+            DatasetError: a file is missing or damaged, holds unknown labels, or the image and
+                its mask differ in size; the message names the file.
+        """
+        name = self.ids[index]
+        image_path = self.root / "JPEGImages" / f"{name}.jpg"
+        mask_path = self.root / self.spec.masks / f"{name}.png"
+        try:
+            image = read_image(image_path)
+        except ImageError as error:
+            raise DatasetError(str(error)) from None
+        target = self._target(mask_path)
+        if target.shape != (image.height, image.width):
+            size = f"{target.shape[1]} x {target.shape[0]}"
+            raise DatasetError(f"{mask_path} is {size}, its image {image.width} x {image.height}")
+        return Sample(name, image, target)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """All samples in order."""
+        return (self[index] for index in range(len(self)))
+
+    def _target(self, path: Path) -> IntArray:
+        values = _read_mask(path)
+        table = np.full(256, IGNORE - 1, dtype=np.int64)  # IGNORE - 1: a value with no meaning
+        table[1 : len(self.names) + 1] = np.arange(len(self.names))
+        table[0], table[255] = self.spec.zero, IGNORE
+        target = table[values]
+        if (target < IGNORE).any():
+            wrong = int(values[target < IGNORE].max())
+            raise DatasetError(
+                f"{path} holds the label {wrong}, {self.name} ends at {len(self.names)}"
+            )
+        return target
+
+
+def open_dataset(
+    name: str, root: str | os.PathLike[str] | None = None, split: str = "val"
+) -> VocDataset:
+    """A benchmark by name.
+
+    Args:
+        name: a key of DATASETS.
+        split: which list of images to read.
+        root: the folder it lies in (or, for VOC, a folder above it); the lab's benchmarks are
+            in the repository.
+
+    Raises:
+        UnknownNameError: no such benchmark; the message lists the known ones.
+        DatasetError: the folder is missing; the message shows the layout expected.
+    """
+    if name not in DATASETS:
+        raise UnknownNameError.of("data set", name, DATASETS)
+    spec = DATASETS[name]
+    dataset = VocDataset(name, _find_root(spec, root), split, spec)
+    for folder in ("JPEGImages", spec.masks):
+        if not (dataset.root / folder).is_dir():
+            raise DatasetError(f"no folder {dataset.root / folder}; {dataset.layout()}")
+    if not dataset.ids:
+        raise DatasetError(f"the split {split!r} of {name} is empty")
+    return dataset
+
+
+def read_words(name: str) -> tuple[str, ...]:
+    """The names in `data/vocabularies/<name>.txt`, one a line."""
+    path = paths.data("vocabularies", f"{name}.txt")
+    if not path.is_file():
+        raise DatasetError(f"no vocabulary {path}")
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return tuple(line for line in lines if line)
+
+
+def _find_root(spec: Spec, root: str | os.PathLike[str] | None) -> Path:
+    if root is not None:
+        base = Path(root).expanduser()
+    elif spec.home is not None:
+        base = paths.data(spec.home)
+    else:
+        base = Path("<root>")
+    options = [base / part for part in spec.below]
+    return next((option for option in options if (option / "JPEGImages").is_dir()), options[-1])
+
+
+def _read_mask(path: Path) -> NDArray[np.uint8]:
+    if not path.is_file():
+        raise DatasetError(f"no mask {path}")
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DatasetError(f"the mask {path} is damaged: {error}") from None
+    if image.mode not in ("P", "L"):
+        raise DatasetError(f"the mask {path} is {image.mode}, not a palette or grey image")
+    return np.asarray(image)

@@ -1,0 +1,218 @@
+"""The lab world: scenes rendered from a seed, with exact labels and a caption.
+
+`render("val", 7, side=128)` gives the same scene on every machine: labels equal, pixels within one
+grey level. A scene is some stuff (textured regions) and one to four things (flat parts in a random
+colour, pose and scale, with lighting and noise). The same scene can be rendered at any side that is
+a multiple of 64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import cos, radians, sin
+from random import Random
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from ovss.lab.captions import Habits, Mention, caption
+from ovss.lab.stuff import STUFF, _crop
+from ovss.lab.things import DARK, LIGHT, MAIN, THINGS, Part
+
+Split = Literal["pretrain", "tune", "val"]
+THING_NAMES = tuple(THINGS)
+STUFF_NAMES = tuple(STUFF)
+NAMES = THING_NAMES + STUFF_NAMES  # label i of a scene is NAMES[i]
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (205, 35, 40),
+    "orange": (240, 135, 25),
+    "yellow": (240, 220, 50),
+    "green": (35, 150, 60),
+    "blue": (40, 70, 205),
+    "purple": (135, 50, 160),
+    "white": (240, 240, 240),
+    "black": (35, 35, 38),
+}
+COLOUR_NAMES = tuple(COLOURS)
+_SUPERSAMPLE = 2
+
+
+@dataclass(frozen=True)
+class World:
+    """The distribution of scenes. Defaults are the world of `tune` and `val`."""
+
+    things: tuple[float, ...] = (0.4, 0.3, 0.2, 0.1)  # probability of one, two, three, four things
+    size: tuple[float, float] = (0.28, 0.6)  # side of a thing's box in image sides
+    regions: tuple[float, ...] = (0.35, 0.5, 0.15)  # probability of one, two, three stuff regions
+    tilt: float = 15.0  # largest rotation, degrees
+    habits: Habits = field(default_factory=Habits)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One thing of a scene; x, y, size in image sides, angle in degrees."""
+
+    category: str
+    colour: str
+    x: float
+    y: float
+    size: float
+    stretch: float
+    angle: float
+    flipped: bool
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A rendered scene: image [S, S, 3] uint8; labels [S, S] uint8, indices into NAMES; instances
+    [S, S] uint8, 0 for stuff and i + 1 for things[i]; the caption; what is in it."""
+
+    image: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    instances: NDArray[np.uint8]
+    caption: str
+    things: tuple[Thing, ...]
+    stuff: tuple[str, ...]
+
+
+def render(split: Split, index: int, side: int = 64, world: World = World()) -> Scene:
+    """Scene `index` of a split. Equal arguments give equal scenes; splits never share a scene.
+
+    Raises ValueError for a side that is not a positive multiple of 64.
+    """
+    if side <= 0 or side % 64:
+        raise ValueError(f"side must be a positive multiple of 64, got {side}")
+    rng = Random(f"{split}/{index}")
+    things = _arrange(rng, world)
+    count = 1 + _draw(rng, world.regions)
+    stuff = _order(rng.sample(STUFF_NAMES, count))
+    words = caption(
+        [Mention(t.category, t.colour, t.x, t.y) for t in things], stuff, rng, world.habits
+    )
+    ground, labels = _ground(rng, stuff, side)
+    paint, coverage, instances = _paint_things(rng, things, side)
+    image = ground * (1 - coverage) + paint * _thing_texture(rng, side)
+    categories = np.array([0] + [THING_NAMES.index(t.category) for t in things], dtype=np.uint8)
+    labels = np.where(instances > 0, categories[instances], labels).astype(np.uint8)
+    return Scene(_light(rng, image, side), labels, instances, words, tuple(things), tuple(stuff))
+
+
+def _draw(rng: Random, weights: tuple[float, ...]) -> int:
+    return rng.choices(range(len(weights)), weights)[0]
+
+
+def _arrange(rng: Random, world: World) -> list[Thing]:
+    """Things that overlap a little at most; a place that stays crowded is left empty."""
+    count = 1 + _draw(rng, world.things)
+    low, high = world.size
+    placed: list[Thing] = []
+    for _ in range(count):
+        for _ in range(12):
+            thing = _thing(rng, low, high if count == 1 else low + (high - low) * 0.7, world.tilt)
+            if all(_apart(thing, other) for other in placed):
+                placed.append(thing)
+                break
+    return placed
+
+
+def _thing(rng: Random, low: float, high: float, tilt: float) -> Thing:
+    size = rng.uniform(low, high)
+    reach = max(0.0, 0.5 - 0.42 * size)
+    return Thing(
+        category=rng.choice(THING_NAMES),
+        colour=rng.choice(COLOUR_NAMES),
+        x=0.5 + rng.uniform(-reach, reach),
+        y=0.5 + rng.uniform(-reach, reach),
+        size=size,
+        stretch=rng.uniform(0.85, 1.18),
+        angle=rng.uniform(-tilt, tilt),
+        flipped=rng.random() < 0.5,
+    )
+
+
+def _apart(a: Thing, b: Thing) -> bool:
+    return max(abs(a.x - b.x), abs(a.y - b.y)) > 0.4 * (a.size + b.size)
+
+
+def _order(names: list[str]) -> list[str]:
+    """The sky is above whatever else there is."""
+    return sorted(names, key=lambda name: name != "sky")
+
+
+def _ground(
+    rng: Random, stuff: list[str], side: int
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Stuff in bands from top to bottom with wavy borders: image [S, S, 3] and labels [S, S]."""
+    y = (np.arange(side, dtype=np.float64)[:, None] + 0.5) / side
+    x = (np.arange(side, dtype=np.float64)[None, :] + 0.5) / side
+    image = STUFF[stuff[0]](rng, side).astype(np.float32)
+    labels = np.full((side, side), NAMES.index(stuff[0]), dtype=np.uint8)
+    for i, name in enumerate(stuff[1:], 1):
+        height = i / len(stuff) + rng.uniform(-0.13, 0.13)
+        wave = rng.uniform(0, 0.05) * np.sin(x * rng.uniform(3, 12) + rng.uniform(0, 6))
+        below = y > height + wave + rng.uniform(-0.25, 0.25) * (x - 0.5)
+        image = np.where(below[:, :, None], STUFF[name](rng, side), image)
+        labels[below] = NAMES.index(name)
+    return image, labels
+
+
+def _paint_things(
+    rng: Random, things: list[Thing], side: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
+    """Colour [S, S, 3] times coverage, coverage [S, S, 1] in [0, 1], instances [S, S]."""
+    big = side * _SUPERSAMPLE
+    colour = Image.new("RGB", (big, big))
+    index = Image.new("L", (big, big))
+    on_colour, on_index = ImageDraw.Draw(colour), ImageDraw.Draw(index)
+    for i, thing in enumerate(things, 1):
+        tones = _tones(rng, thing.colour)
+        for part in THINGS[thing.category]:
+            polygon = _place(thing, part, big)
+            on_colour.polygon(polygon, fill=tones[part[1]])
+            on_index.polygon(polygon, fill=i)
+    drawn = np.asarray(index)
+    coverage = np.asarray(Image.fromarray((drawn > 0).astype(np.uint8) * 255).reduce(_SUPERSAMPLE))
+    painted = np.asarray(colour.reduce(_SUPERSAMPLE), dtype=np.float32)
+    instances = np.where(coverage >= 128, _majority(drawn), 0).astype(np.uint8)
+    share = (coverage / np.float32(255))[:, :, None].astype(np.float32)
+    return painted, share, instances
+
+
+def _majority(drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The topmost instance of each 2x2 block."""
+    return np.maximum(
+        np.maximum(drawn[::2, ::2], drawn[1::2, ::2]),
+        np.maximum(drawn[::2, 1::2], drawn[1::2, 1::2]),
+    )
+
+
+def _tones(rng: Random, name: str) -> dict[int, tuple[int, int, int]]:
+    base = [min(255, max(0, c + rng.randint(-18, 18))) for c in COLOURS[name]]
+
+    def mix(target: int, share: float) -> tuple[int, int, int]:
+        r, g, b = (round(c + (target - c) * share) for c in base)
+        return r, g, b
+
+    return {MAIN: mix(0, 0.0), DARK: mix(20, 0.45), LIGHT: mix(245, 0.5)}
+
+
+def _place(thing: Thing, part: Part, side: int) -> list[tuple[float, float]]:
+    half = thing.size * side / 2
+    c, s = cos(radians(thing.angle)) * half, sin(radians(thing.angle)) * half
+    sx, sy = (-1 if thing.flipped else 1) * thing.stretch, 1 / thing.stretch
+    cx, cy = thing.x * side, thing.y * side
+    return [(cx + c * sx * x - s * sy * y, cy + s * sx * x + c * sy * y) for x, y in part[0]]
+
+
+def _thing_texture(rng: Random, side: int) -> NDArray[np.float32]:
+    return (1 + rng.uniform(0.0, 0.14) * _crop(rng, side, rng.choice([2, 8])))[:, :, None]
+
+
+def _light(rng: Random, image: NDArray[np.float32], side: int) -> NDArray[np.uint8]:
+    """A slope of light across the image, brightness, and sensor noise."""
+    line = np.linspace(-0.5, 0.5, side, dtype=np.float32)
+    slope = rng.uniform(-0.25, 0.25) * line[:, None] + rng.uniform(-0.25, 0.25) * line[None, :]
+    gain = rng.uniform(0.85, 1.12) * (1 + slope) + rng.uniform(0, 0.06) * _crop(rng, side, 1)
+    return np.clip(image * gain[:, :, None], 0, 255).astype(np.uint8)

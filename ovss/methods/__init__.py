@@ -1,0 +1,126 @@
+"""One file per paper; here their names, and how `ovss.load` puts them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from ..backbones.clip import ClipBackbone
+from ..decide import Argmax, Rule
+from ..errors import OvssError, UnknownNameError
+from ..segmenter import Method
+from .cliper import Cliper
+from .configs import CONFIGS, CliperConfig, templates
+from .dense_clip import PRESETS, DenseClip
+
+Builder = Callable[..., tuple[Method, Rule]]  # (profile, **options) -> method and decision
+
+# What a profile changes about every method's defaults; the papers' own are in the classes.
+PROFILES: dict[str, dict[str, Any]] = {
+    "lab": {"clip": "clip", "short_side": 128},
+    "paper": {"clip": "ViT-B-16-quickgelu/openai"},
+}
+PROFILES["smoke"] = PROFILES["lab"]
+SHARED = ("clip", "device", "dtype", "decision")  # options of every method
+
+
+def build_dense(preset: str, profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
+    """CLIP, MaskCLIP, SCLIP, ClearCLIP and the rows of CLIPer's Table 6; argmax decides.
+
+    Args:
+        preset: a name of `dense_clip.PRESETS`, whose values `options` override.
+        options: the attributes of `DenseClip`; `clip` (name, folder or a `ClipBackbone`),
+            `device`, `dtype` and `decision`.
+    """
+    _check(preset, options, _option_names(DenseClip))
+    values = {**PRESETS[preset], **_profile(profile), **options}
+    method = DenseClip(_backbone(values), **_method_options(DenseClip, values), name=preset)
+    return cast(Method, method), options.get("decision") or Argmax()
+
+
+def build_cliper(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
+    """CLIPer; argmax decides, or the data set's rule if `dataset` is given.
+
+    Args:
+        options: the attributes of `Cliper`; `clip` (name, folder or a `ClipBackbone`), `device`,
+            `dtype`, `decision`; and `dataset`, which takes the authors' settings for that
+            benchmark (`configs.CONFIGS`).
+    """
+    _check("cliper", options, (*_option_names(Cliper), "dataset"))
+    defaults = _profile(profile)
+    backbone = _backbone({**defaults, **options})
+    decision: Rule = Argmax()
+    if "dataset" in options:
+        config = _config(backbone, options["dataset"], options.get("variant", Cliper.variant))
+        defaults, decision = {**defaults, **_settings(config, options)}, config.rule
+    method = Cliper(backbone, **_method_options(Cliper, {**defaults, **options}))
+    return cast(Method, method), options.get("decision") or decision
+
+
+METHODS: dict[str, Builder] = {
+    **{preset: partial(build_dense, preset) for preset in PRESETS},
+    "cliper": build_cliper,
+}
+
+
+def _option_names(method: type) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(method) if f.name not in ("backbone", "name"))
+
+
+def _check(method: str, options: Iterable[str], known: Iterable[str]) -> None:
+    names = (*known, *SHARED)
+    for option in options:
+        if option not in names:
+            raise UnknownNameError.of(f"option of {method}", option, names)
+
+
+def _profile(profile: str) -> dict[str, Any]:
+    if profile not in PROFILES:
+        raise UnknownNameError.of("profile", profile, PROFILES)
+    return PROFILES[profile]
+
+
+def _backbone(values: Mapping[str, Any]) -> ClipBackbone:
+    """Load what `clip`, `device` and `dtype` say."""
+    source = values["clip"]
+    if isinstance(source, ClipBackbone):
+        return source
+    if not isinstance(source, str | Path):
+        raise OvssError(f"clip must be a name, a folder or a ClipBackbone, got {source!r}")
+    dtype = _dtype(values.get("dtype", torch.float32))
+    return ClipBackbone.load(source, device=values.get("device", "cpu"), dtype=dtype)
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise UnknownNameError.of("dtype", dtype, ("float32", "float16", "bfloat16", "float64"))
+    return found
+
+
+def _config(backbone: ClipBackbone, dataset: str, variant: str) -> CliperConfig:
+    letter = {768: "B", 1024: "L"}.get(backbone.width, f"width {backbone.width}")
+    key = (f"{letter}/{backbone.patch}", dataset, variant)
+    if key not in CONFIGS:
+        raise UnknownNameError.of("configuration", " ".join(key), map(" ".join, CONFIGS))
+    return CONFIGS[key]
+
+
+def _settings(config: CliperConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("short_side", "select_layer", "logit_scale", "attention_threshold")
+    settings = {name: getattr(config, name) for name in names}
+    return settings if "templates" in options else {**settings, "templates": config.template}
+
+
+def _method_options(method: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `values` that the method takes; templates may be a name or any list."""
+    chosen = {name: values[name] for name in _option_names(method) if name in values}
+    given = chosen.get("templates")
+    if given is not None:
+        chosen["templates"] = templates(given) if isinstance(given, str) else tuple(given)
+    return chosen

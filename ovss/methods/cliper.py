@@ -1,0 +1,245 @@
+"""CLIPer: Sun et al., "Hierarchically Improving Spatial Representation of CLIP" (arXiv 2411.13836).
+
+This file is section 3.3, early-layer fusion: the attention maps of all early blocks are fused into
+one that replaces the last block's, and the embeddings of all early blocks go through that block.
+
+Three variants, because text and authors' code disagree (and the code was rewritten):
+    "paper"          Eq. 8 as printed: the average of the maps, the average of the cosines.
+    "official-2024"  the code of December 2024, behind the published numbers. The default.
+    "official"       the code of September 2025.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from ..backbones.blocks import attention_pairs
+from ..backbones.clip import ClipBackbone, ClipFeatures
+from ..errors import OvssError, UnknownNameError
+from ..vocabulary import Vocabulary
+
+VARIANTS = ("paper", "official-2024", "official")
+
+
+@dataclass(frozen=True)
+class CoarseMap:
+    """Scores [B, K, h, w] and the head-averaged attention between patches [B, L, L]."""
+
+    scores: Tensor
+    attention: Tensor
+
+
+@dataclass(frozen=True)
+class Cliper:
+    """CLIPer's coarse segmentation map (section 3.3, "early-layer fusion").
+
+    Attributes:
+        variant: see above.
+        attention: of the last block: "fused" (ours: all early maps), or for Table 6 "qq", "kk",
+            "vv", "identity", "vanilla", each computed from every layer's own embeddings.
+        fuse_features: early embeddings too (lower half of Table 6), or the last ones alone.
+        select_layer: "official" only: the layer whose map is propagated, -1 or -2 (per dataset).
+        attention_threshold: of that map, relative to each class's maximum; 0.2 in 2024.
+        logit_scale: factor of the cosine before the softmax (per dataset; unused by "paper").
+        mean_background: let the mean of the classes' text features compete as one more background
+            query, as both official codes do.
+        short_side: pixels (section 4.1).
+        templates: prompt templates; None takes the vocabulary's own.
+        compensation: fine-grained compensation; only None so far.
+    """
+
+    backbone: ClipBackbone
+    variant: Literal["paper", "official-2024", "official"] = "official-2024"
+    attention: str = "fused"
+    fuse_features: bool = True
+    select_layer: int = -1
+    attention_threshold: float = 0.2
+    logit_scale: float = 100.0
+    mean_background: bool = True
+    short_side: int = 336
+    templates: tuple[str, ...] | None = None
+    compensation: None = None
+    name: str = field(default="cliper", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise UnknownNameError.of("variant", self.variant, VARIANTS)
+        if self.attention != "fused":
+            attention_pairs(self.attention)
+        if self.compensation is not None:
+            raise UnknownNameError.of("compensation", self.compensation, ("None",))
+        layers = len(self.backbone.blocks)
+        if not -layers <= self.select_layer < 0:
+            raise OvssError(f"select_layer must be -{layers} to -1, got {self.select_layer}")
+        if self.variant != "official" and self.select_layer != -1:
+            raise OvssError(f'select_layer belongs to variant="official", not {self.variant!r}')
+
+    @torch.no_grad()
+    def score(self, images: Sequence[Image.Image], vocabulary: Vocabulary) -> list[Tensor]:
+        """RGB images of any sizes -> score maps [K, h, w] on the patch grid.
+
+        "paper": cosines in [-1, 1]; else a mean probability plus a propagated one, in [0, 2].
+        """
+        words = Vocabulary.of(vocabulary, templates=self.templates)
+        text = self.backbone.text_features(words)
+        maps: dict[int, Tensor] = {}
+        for indices, pixels in self.backbone.batches(images, self.short_side):
+            coarse = self.coarse_map(pixels, text, words)
+            maps.update(zip(indices, coarse.scores, strict=True))
+        return [maps[index] for index in range(len(images))]
+
+    @torch.no_grad()
+    def coarse_map(self, pixels: Tensor, text: Tensor, vocabulary: Vocabulary) -> CoarseMap:
+        """Pixels [B, 3, H, W] and text features [Q, E] -> the coarse segmentation map."""
+        fused = self.attention == "fused"
+        features = self.backbone.features(pixels, attention="sum" if fused else False)
+        inputs, weights = self.inputs(features), self.weights(features)
+        last = self._last_map(features, inputs[-1], weights[-1])
+        patches = last.float().mean(1)[:, 1:, 1:]  # [B, L, L]: its rows sum to less than 1
+        maps = [  # N x [B, K, L]
+            self._similarity(embedding, text, vocabulary)
+            for embedding in self._embeddings(inputs, weights, last)
+        ]
+        scores = self._combine(maps, patches, text, vocabulary)
+        return CoarseMap(rearrange(scores, "b k (h w) -> b k h w", h=features.grid[0]), patches)
+
+    def embeddings(self, features: ClipFeatures) -> Tensor:
+        """Output embeddings of all layers' tokens [layers, B, 1+L, E], class token first."""
+        inputs, weights = self.inputs(features), self.weights(features)
+        last = self._last_map(features, inputs[-1], weights[-1])
+        return torch.stack(list(self._embeddings(inputs, weights, last)))
+
+    def inputs(self, features: ClipFeatures) -> list[Tensor | None]:
+        """What goes through the last block, [B, 1+L, D] each; None stands for zeros.
+
+        Paper: F^1 ... F^{N-1}. Code: F^0 ... F^{N-2}, each through its own block's `ln_1` (the
+        last block's follows), and F^{N-1}; without early embeddings, zeros in their place.
+        """
+        tokens = features.inputs
+        if self.variant == "paper":
+            return list(tokens[1:] if self.fuse_features else tokens[-1:])
+        blocks = self.backbone.blocks
+        chosen = {len(tokens) + self.select_layer}
+        if self.fuse_features:
+            chosen = set(range(len(tokens)))
+        early = [blocks[k].ln_1(tokens[k]) if k in chosen else None for k in range(len(tokens) - 1)]
+        return [*early, tokens[-1] if len(tokens) - 1 in chosen else None]
+
+    def weights(self, features: ClipFeatures) -> Sequence[Tensor | str]:
+        """The last block's attention for each input: a map [B, heads, 1+L, 1+L], or its name."""
+        layers = len(features.inputs)
+        if self.attention != "fused":
+            return [self.attention] * layers
+        total = features.attention_sum
+        assert total is not None
+        if self.variant == "paper":
+            return [total / layers] * layers  # Eq. 8: N - 1 maps, divided by N
+        return FusedMaps(total, layers)
+
+    def _last_map(
+        self, features: ClipFeatures, tokens: Tensor | None, weights: Tensor | str
+    ) -> Tensor:
+        if isinstance(weights, Tensor):
+            return weights
+        # The 2025 code leaves zeros here for select_layer=-2 without early embeddings.
+        tokens = torch.zeros_like(features.inputs[-1]) if tokens is None else tokens
+        return self.backbone.last_map(tokens, weights)
+
+    def _embeddings(
+        self, inputs: Sequence[Tensor | None], weights: Sequence[Tensor | str], last: Tensor
+    ) -> Iterator[Tensor]:
+        """[B, 1+L, E] for each input that is not zero, without FFN and residual connection."""
+        for k, tokens in enumerate(inputs):
+            if tokens is not None:
+                attention = last if k == len(inputs) - 1 else weights[k]
+                yield self.backbone.project(self.backbone.last_attention(tokens, attention))
+
+    def _similarity(self, embedding: Tensor, text: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """[B, 1+L, E] -> [B, K, L]: cosines ("paper"), or their softmax over all queries."""
+        if self.variant != "paper" and self.mean_background:
+            text = torch.cat([text, _class_mean(text, vocabulary)])
+        cosine = F.normalize(embedding[:, 1:].float(), dim=-1) @ text.float().T  # [B, L, Q]
+        if self.variant != "paper":
+            cosine = (self.logit_scale * cosine).softmax(-1)
+        queries = cosine.mT[:, : len(vocabulary.queries), :, None]  # [B, Q, L, 1]
+        return vocabulary.reduce(queries)[..., 0]
+
+    def _combine(
+        self, maps: list[Tensor], patches: Tensor, text: Tensor, vocabulary: Vocabulary
+    ) -> Tensor:
+        """Layers' maps -> [B, K, L]; the codes add one map that attention has propagated."""
+        if self.variant == "paper":
+            return torch.stack(maps).mean(0)
+        if self.variant == "official-2024":
+            early = maps[:-1] or [self._blank(text, vocabulary)]
+            carried = cut(maps[-1], self.attention_threshold) @ patches.mT
+            return torch.stack(early).mean(0) + carried
+        selected = self.select_layer if self.fuse_features else 0
+        maps[selected] = cut(maps[selected], self.attention_threshold)  # it counts in the mean too
+        carried = maps[selected] @ patches  # the transposed direction of 2024's
+        return torch.stack(maps).mean(0) + carried if self.fuse_features else carried
+
+    def _blank(self, text: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """The map of an all-zero layer [1, K, 1]: 2024's code averages those without fusion.
+
+        All its tokens are equal and every map's rows sum to 1, so one token tells all.
+        """
+        zeros = text.new_zeros(1, 2, self.backbone.width)
+        embedding = self.backbone.project(self.backbone.last_attention(zeros, "identity"))
+        return self._similarity(embedding, text, vocabulary)
+
+
+class FusedMaps(Sequence[Tensor]):
+    """The official codes' fused attention: map k is the affinity after k + 1 Sinkhorn sweeps.
+
+    (Their normalisation works in place on the summed map each time a layer uses it.) Sweeps only
+    scale rows and columns of the sum, so two vectors a sweep are kept, and a map [B, heads, 1+L,
+    1+L] is made when it is read.
+    """
+
+    def __init__(self, total: Tensor, layers: int) -> None:
+        self.total = total
+        self.scales = list(sinkhorn(total.float(), layers))
+
+    def __len__(self) -> int:
+        return len(self.scales)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Map `index`."""
+        return affinity(self.total.float(), *self.scales[index]).to(self.total.dtype)
+
+
+def sinkhorn(total: Tensor, sweeps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scale columns, then rows, to sum to 1: after each sweep the scales [..., T] of both."""
+    rows = total.new_ones(total.shape[:-1])
+    for _ in range(sweeps):
+        columns = 1 / (rows[..., None, :] @ total)[..., 0, :]
+        rows = 1 / (total @ columns[..., None])[..., 0]
+        yield rows, columns
+
+
+def affinity(total: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Scale, symmetrise, keep what exceeds the column's mean, rows to 1: [..., T, T]."""
+    scaled = (total * rows[..., :, None]).mul_(columns[..., None, :])
+    symmetric = scaled + scaled.mT  # twice the mean of both; the last line cancels it
+    above = symmetric.sub_(symmetric.mean(-2, keepdim=True)).clamp_(0)
+    return above.div_(above.sum(-1, keepdim=True).clamp_min_(torch.finfo(above.dtype).tiny))
+
+
+def cut(maps: Tensor, threshold: float) -> Tensor:
+    """Zero where a class's map [..., L] lies below `threshold` times its maximum."""
+    return maps.masked_fill(maps < threshold * maps.amax(-1, keepdim=True), 0)
+
+
+def _class_mean(text: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """The mean text feature of the classes' queries [1, E], normalised."""
+    classes = len(vocabulary.queries) - len(vocabulary.background)
+    return F.normalize(text[:classes].mean(0, keepdim=True), dim=-1)

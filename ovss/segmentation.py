@@ -1,0 +1,136 @@
+"""The result of a segmentation: labels, scores and names, to look at and to keep."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from .errors import OvssError
+from .metrics import BACKGROUND
+from .paths import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMES_KEY = "ovss:names"  # the PNG text chunk that holds the JSON list of names
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What was found in one image.
+
+    Attributes:
+        labels: [H, W] int64 at image size: 0..K-1, or BACKGROUND (-1).
+        scores: [K, h, w] on the method's (or last refiner's) own grid.
+        names: displayed name of each class, [K].
+        image: the image itself, RGB, upright.
+    """
+
+    labels: Tensor
+    scores: Tensor
+    names: tuple[str, ...]
+    image: Image.Image
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of the image's pixels of each name found, largest first, background too."""
+        counts = np.bincount(self.labels.numpy().ravel() + 1, minlength=len(self.names) + 1)
+        order = np.argsort(-counts, kind="stable")
+        named = ("background", *self.names)
+        return {named[i]: float(counts[i] / counts.sum()) for i in order if counts[i]}
+
+    def legend(self) -> dict[str, str]:
+        """The colour (as "#rrggbb") of each class that was found, in class order."""
+        found = np.unique(self.labels.numpy())
+        colours = palette(len(self.names))
+        return {self.names[i]: _hex(colours[i + 1]) for i in found if i != BACKGROUND}
+
+    def overlay(self, strength: float = 0.6) -> Image.Image:
+        """The image with the classes' colours laid over it; the background shows through."""
+        labels = self.labels.numpy()
+        pixels = np.asarray(self.image, dtype=np.float64)
+        colours = palette(len(self.names))[labels + 1]
+        mixed = (1 - strength) * pixels + strength * colours
+        shown = np.where((labels == BACKGROUND)[..., None], pixels, mixed)
+        return Image.fromarray((shown + 0.5).astype(np.uint8))
+
+    def show(self) -> Figure:
+        """The image beside its overlay, with a legend."""
+        from .figures import show_scene  # matplotlib only when a figure is wanted
+
+        return show_scene(self.image, self.labels, self.names)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the labels: `.png` with VOC's palette (0 = background, i+1 = class i), `.json` RLE.
+
+        The PNG holds the names in a text chunk. The file is written whole or not at all.
+
+        Raises:
+            OvssError: another suffix, or more classes than a palette has colours.
+        """
+        target = Path(path).expanduser()
+        suffix = target.suffix.lower()
+        if suffix not in (".png", ".json"):
+            raise OvssError(f"cannot save as {target.name!r}: end it in .png or .json")
+        if suffix == ".png" and len(self.names) > 255:
+            raise OvssError(f"a palette PNG holds 255 classes, not {len(self.names)}: use .json")
+        with atomic(target) as file:
+            if suffix == ".png":
+                self._palette_image().save(file, format="PNG", pnginfo=self._names_chunk())
+            else:
+                file.write(json.dumps(self.to_rle()).encode())
+        return target
+
+    def to_rle(self) -> dict[str, Any]:
+        """COCO's uncompressed run lengths: {"size": [H, W], "segments": [{name, label, counts}]}.
+
+        Runs go down the columns and start with a run (perhaps of length 0) outside the segment.
+        """
+        labels = self.labels.numpy()
+        segments = [
+            {"name": self.names[i], "label": int(i), "counts": _runs(labels == i)}
+            for i in np.unique(labels)
+            if i != BACKGROUND
+        ]
+        return {"size": list(labels.shape), "names": list(self.names), "segments": segments}
+
+    def _palette_image(self) -> Image.Image:
+        image = Image.fromarray((self.labels.numpy() + 1).astype(np.uint8))
+        image.putpalette(palette(255).ravel().tolist())
+        return image
+
+    def _names_chunk(self) -> PngImagePlugin.PngInfo:
+        chunk = PngImagePlugin.PngInfo()
+        chunk.add_itxt(NAMES_KEY, json.dumps(["background", *self.names]))
+        return chunk
+
+
+def palette(classes: int) -> NDArray[np.uint8]:
+    """PASCAL VOC's colours, [classes + 1, 3] uint8; row 0 (black) is the background."""
+    index = np.arange(classes + 1)
+    colours = np.zeros((classes + 1, 3), dtype=np.uint8)
+    for bit in range(8):  # three bits of the index at a time, one per channel, high bits first
+        for channel in range(3):
+            value = (index >> (3 * bit + channel)) & 1
+            colours[:, channel] |= (value << (7 - bit)).astype(np.uint8)
+    return colours
+
+
+def _hex(colour: NDArray[np.uint8]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour.tolist())
+
+
+def _runs(mask: NDArray[np.bool_]) -> list[int]:
+    flat = mask.ravel(order="F")
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    starts = np.concatenate([[0], edges, [flat.size]])
+    runs: list[int] = np.diff(starts).tolist()
+    return [0, *runs] if flat[0] else runs

@@ -1,0 +1,226 @@
+"""Counts and scores: by hand, against naive loops, against CLIPer's record, invariances."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ovss import metrics
+from ovss.metrics import BACKGROUND, IGNORE
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "cliper_decide.npz")
+# A 4x4 image with classes cat = 0, grass = 1; B background, I ignored.
+B, I = BACKGROUND, IGNORE  # noqa: E741
+TARGET = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [B, B, 1, 1], [I, I, B, B]])
+PRED = np.array([[0, 0, 1, 1], [0, B, 1, 0], [B, B, 1, 1], [0, 1, 1, B]])
+
+
+def test_the_4x4_image_by_hand() -> None:
+    counts = metrics.confusion(PRED, TARGET, classes=2)
+    assert counts.tolist() == [[3, 0, 1], [1, 3, 0], [0, 1, 5]] and counts.dtype == np.int64
+    # background 3 / (4 + 4 - 3), cat 3 / (4 + 4 - 3), grass 5 / (6 + 6 - 5)
+    np.testing.assert_allclose(metrics.per_class_iou(counts), [3 / 5, 3 / 5, 5 / 7])
+    assert metrics.miou(counts) == pytest.approx((3 / 5 + 3 / 5 + 5 / 7) / 3)
+    assert metrics.miou(counts, background=False) == pytest.approx((3 / 5 + 5 / 7) / 2)
+    assert metrics.pixel_accuracy(counts) == pytest.approx(11 / 14)
+    assert metrics.mean_accuracy(counts) == pytest.approx((3 / 4 + 3 / 4 + 5 / 6) / 3)
+
+
+def test_rules_differ_for_a_class_that_is_only_predicted() -> None:
+    counts = metrics.confusion([0, 0, 1, 2], [0, 0, 0, 0], classes=4)
+    iou = metrics.per_class_iou(counts, "mmseg", background=False)
+    np.testing.assert_array_equal(iou, [0.5, 0, 0, np.nan])
+    assert metrics.miou(counts, "mmseg", background=False) == pytest.approx(0.5 / 3)
+    assert metrics.miou(counts, "present", background=False) == 0.5
+    assert np.isnan(metrics.miou(np.zeros((3, 3), int)))
+    with pytest.raises(ValueError, match="unknown rule"):
+        metrics.miou(counts, "voc")  # type: ignore[arg-type]
+
+
+def test_predicted_background_is_an_error_where_background_is_no_class() -> None:
+    counts = metrics.confusion([B, 0, 0, 0], [0, 0, 0, 0], classes=1)
+    assert metrics.miou(counts, background=False) == 0.75
+
+
+@pytest.mark.parametrize("case", ["c1_p16", "c2_p14"])
+@pytest.mark.parametrize("ignored", ["255", "0_255"])
+def test_cliper_metric_is_the_authors(case: str, ignored: str) -> None:
+    truth, pred = (GOLDEN[f"{case}/{name}"].astype(np.int64) for name in ("gt", "pred"))
+    histogram = GOLDEN[f"{case}/metric_hist|ign{ignored}"]
+    target = np.where(truth == 255, IGNORE, truth - 1)
+    if ignored == "0_255":
+        target = np.where(truth == 0, IGNORE, target)
+    classes = len(histogram) - 1
+    pairs = [(target, pred - 1), (target[::-1, ::-1], pred - 1)]
+    counts = sum(metrics.confusion(found, one, classes) for one, found in pairs)
+    np.testing.assert_array_equal(counts, histogram)
+    pixel, mean, miou = GOLDEN[f"{case}/metric|ign{ignored}"]
+    assert metrics.pixel_accuracy(counts) == pixel
+    assert metrics.mean_accuracy(counts, epsilon=1e-5) == pytest.approx(mean, rel=1e-12)
+    assert metrics.miou(counts, "present", epsilon=1e-5) == pytest.approx(miou, rel=1e-12)
+    iou = np.nan_to_num(metrics.per_class_iou(counts, "present", epsilon=1e-5))
+    np.testing.assert_allclose(iou, GOLDEN[f"{case}/metric_iou|ign{ignored}"], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "pred, target, said",
+    [
+        ([0, 1], [0], "shape"),
+        ([3], [0], "prediction labels 3..3 are outside -1..2"),
+        ([IGNORE], [0], "prediction"),
+        ([0], [-3], "target labels -3..-3"),
+        ([0], [255], "target"),
+    ],
+)
+def test_confusion_refuses(pred: list[int], target: list[int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        metrics.confusion(pred, target, classes=3)
+
+
+labels = st.integers(1, 5).flatmap(
+    lambda k: st.tuples(
+        st.just(k),
+        st.lists(
+            st.tuples(st.integers(-1, k - 1), st.integers(-2, k - 1)), min_size=1, max_size=60
+        ),
+    )
+)
+
+
+@given(labels)
+def test_confusion_and_iou_equal_loops(case: tuple[int, list[tuple[int, int]]]) -> None:
+    classes, pixels = case
+    pred, target = np.array(pixels).T
+    counts = metrics.confusion(pred, target, classes)
+    naive = np.zeros((classes + 1, classes + 1), int)
+    for found, true in pixels:
+        if true != IGNORE:
+            naive[true + 1, found + 1] += 1
+    np.testing.assert_array_equal(counts, naive)
+    for k in range(-1, classes):
+        seen = target != IGNORE
+        union = (((pred == k) | (target == k)) & seen).sum()
+        both = ((pred == k) & (target == k) & seen).sum()
+        value = metrics.per_class_iou(counts)[k + 1]
+        assert value == pytest.approx(both / union) if union else np.isnan(value)
+
+
+@given(labels, st.randoms())
+def test_invariances(case: tuple[int, list[tuple[int, int]]], random: object) -> None:
+    classes, pixels = case
+    pred, target = np.array(pixels).T
+    counts = metrics.confusion(pred, target, classes)
+    order = np.random.default_rng(len(pixels)).permutation(classes)
+    table = np.concatenate([order, [IGNORE, BACKGROUND]])  # label k -> order[k]; -2, -1 stay
+    moved = metrics.confusion(table[pred], table[target], classes)
+    before = metrics.per_class_iou(counts, background=False)
+    np.testing.assert_allclose(metrics.per_class_iou(moved, background=False)[order], before)
+    half = len(pixels) // 2
+    parts = [
+        metrics.confusion(pred[part], target[part], classes)
+        for part in (np.s_[:half], np.s_[half:])
+    ]
+    np.testing.assert_array_equal(sum(parts), counts)
+    shuffled = np.random.default_rng(0).permutation(len(pixels))
+    again = metrics.confusion(pred[shuffled], target[shuffled], classes)
+    np.testing.assert_array_equal(again, counts)
+
+
+def test_areas_hold_all_that_iou_needs(rng: np.random.Generator) -> None:
+    counts = rng.integers(0, 50, (6, 4, 4))
+    area = metrics.areas(counts)
+    assert area.shape == (6, 3, 4)
+    for one, table in zip(area, counts, strict=True):
+        np.testing.assert_allclose(metrics.iou_of_areas(one), metrics.per_class_iou(table))
+    assert metrics.miou_of_areas(area).shape == (6,)
+
+
+def test_counts_are_exact_beyond_float32() -> None:
+    counts = np.array([[2**24 + 1, 0], [1, 2**53 - 2**25]])
+    assert metrics.areas(counts)[1].tolist() == [2**24 + 1, 2**53 - 2**25 + 1]
+
+
+def per_image(
+    rng: np.random.Generator, images: int, classes: int = 3, hit: float = 0.7
+) -> np.ndarray:
+    tables = []
+    for _ in range(images):
+        target = rng.integers(-1, classes, 200)
+        pred = np.where(rng.random(200) < hit, target, rng.integers(-1, classes, 200))
+        tables.append(metrics.areas(metrics.confusion(pred, target, classes)))
+    return np.stack(tables)
+
+
+def test_bootstrap_equals_a_loop(rng: np.random.Generator) -> None:
+    area = per_image(rng, 12)
+    weights = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), size=200)
+    naive = [
+        metrics.miou_of_areas(np.sum([area[i] for i in range(12) for _ in range(w[i])], axis=0))
+        for w in weights
+    ]
+    interval = metrics.bootstrap(area, n=200, seed=3)
+    np.testing.assert_allclose(interval, np.quantile(naive, [0.025, 0.975]))
+    assert interval.low < metrics.miou_of_areas(area.sum(0)) < interval.high
+    assert metrics.bootstrap(area, n=200, seed=3) == interval
+    assert metrics.bootstrap(area, n=200, seed=4) != interval
+
+
+def test_bootstrap_covers_the_truth_about_95_times_in_100() -> None:
+    rng = np.random.default_rng(0)
+    many = per_image(rng, 2000, hit=0.6)
+    truth = metrics.miou_of_areas(many.sum(0))
+    draws = [many[rng.choice(2000, 40)] for _ in range(200)]
+    inside = [low <= truth <= high for low, high in (metrics.bootstrap(d, n=300) for d in draws)]
+    assert 0.88 <= np.mean(inside) <= 0.99
+
+
+def test_paired_bootstrap(rng: np.random.Generator) -> None:
+    worse, better = per_image(rng, 60, hit=0.6), per_image(rng, 60, hit=0.7)
+    found = metrics.paired_bootstrap(better, worse)
+    assert found.low > 0 and found.low < found.value < found.high
+    assert metrics.paired_bootstrap(better, better) == (0, 0, 0)
+    opposite = metrics.paired_bootstrap(worse, better)
+    np.testing.assert_allclose(opposite, [-found.value, -found.high, -found.low])
+    with pytest.raises(ValueError, match="share their images"):
+        metrics.paired_bootstrap(better, worse[:5])
+    with pytest.raises(ValueError, match="at least one image"):
+        metrics.bootstrap(np.zeros((0, 3, 4)))
+
+
+def test_one_image_has_an_interval_of_no_width(rng: np.random.Generator) -> None:
+    area = per_image(rng, 1)
+    assert metrics.bootstrap(area) == pytest.approx([metrics.miou_of_areas(area[0])] * 2)
+
+
+def test_average_precision_by_hand() -> None:
+    # ranked: hit, miss, hit -> (1/1 + 2/3) / 2
+    assert metrics.average_precision([0.9, 0.8, 0.7], [1, 0, 1]) == pytest.approx((1 + 2 / 3) / 2)
+    assert metrics.average_precision([0.5, 0.5], [1, 0]) == metrics.average_precision(
+        [0.5, 0.5], [0, 1]
+    )
+    assert np.isnan(metrics.average_precision([0.1], [0]))
+    scores = np.array([[0.9, 0.2, 0], [0.8, 0.1, 0], [0.7, 0.3, 0]])
+    present = np.array([[1, 0, 0], [0, 0, 0], [1, 1, 0]])
+    assert metrics.mean_average_precision(scores, present) == pytest.approx((5 / 6 + 1) / 2)
+
+
+def test_precision_recall_f1_by_hand() -> None:
+    predicted, present = np.array([[1, 1], [0, 1]]), np.array([[1, 0], [1, 1]])
+    assert metrics.precision_recall_f1(predicted, present) == pytest.approx((2 / 3, 2 / 3, 2 / 3))
+    empty = np.zeros((2, 2))
+    assert np.isnan(metrics.precision_recall_f1(empty, empty)).all()
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10_000), st.integers(2, 30))
+def test_average_precision_does_not_see_the_order(seed: int, images: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores, present = rng.integers(0, 6, images) / 5, rng.random(images) < 0.5
+    order = rng.permutation(images)
+    one = metrics.average_precision(scores, present)
+    two = metrics.average_precision(scores[order], present[order])
+    np.testing.assert_equal(one, two)

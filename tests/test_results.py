@@ -1,0 +1,206 @@
+"""Results files, published numbers beside them, and verdicts on claims."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ovss import metrics, paths, results
+from ovss.claims import Cell, Claim, claims_table, judge, paired_difference
+from ovss.evaluate import Result
+from ovss.metrics import Difference
+from ovss.results import COLUMNS, Counts, ResultsError
+
+
+def result(hit: float = 0.7, seed: int = 0, images: int = 40, **changes: Any) -> Result:
+    """A made-up evaluation; `seed` draws the images, `hit` how many pixels are right."""
+    rng = np.random.default_rng(seed)
+    tables = []
+    for _ in range(images):
+        target = rng.integers(-1, 3, 300)
+        wrong = rng.random(300) > hit
+        pred = np.where(wrong, rng.integers(-1, 3, 300), target)
+        tables.append(metrics.confusion(pred, target, 3))
+    stack = np.stack(tables)
+    made = Result(
+        "lab-21", "mmseg", "clip@1", "cpu", 0, ("cat", "dog", "car"), True,
+        tuple(f"val_{i:04d}" for i in range(images)), metrics.areas(stack), stack.sum(0), 2.0,
+    )  # fmt: skip
+    return dataclasses.replace(made, **changes)
+
+
+def row(value: float = 40.0, **changes: Any) -> dict[str, Any]:
+    shared = {"experiment": "e", "row": "a", "dataset": "lab-20", "protocol": "mmseg"}
+    return {**shared, "metric": "mIoU", "value": value, "images": 8, "profile": "lab", **changes}
+
+
+def test_write_read_replace(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "e.csv"
+    results.write(path, [row(1.0), row(2.0, row="b", low=1.5, high=2.5, seed=3)])
+    results.write(path, [row(9.00004), row(5.0, row="c")])
+    frame = results.read(path)
+    assert tuple(frame.columns) == COLUMNS
+    assert frame["row"].tolist() == ["a", "b", "c"]
+    assert frame["value"].tolist() == [9.0, 2.0, 5.0]
+    assert frame["low"].isna().tolist() == [True, False, True]
+    assert frame["seed"].tolist() == [pd.NA, 3, pd.NA]
+    assert (frame["version"] != "").all() and (frame["date"].str.len() == 10).all()
+    assert frame["checkpoint"].tolist() == ["", "", ""]
+
+
+def test_a_number_that_did_not_change_keeps_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "e.csv"
+    results.write(path, [row(1.0, date="2020-01-01", commit="old", seconds_per_image=0.5)])
+    before = path.stat().st_mtime_ns, path.read_bytes()
+    results.write(path, [row(1.0, seconds_per_image=0.7)])
+    assert (path.stat().st_mtime_ns, path.read_bytes()) == before
+    results.write(path, [row(1.0, checkpoint="clip@2")])
+    assert results.read(path)["date"].tolist() != ["2020-01-01"]
+
+
+def test_text_that_looks_like_a_number_or_na_survives(tmp_path: Path) -> None:
+    path = tmp_path / "e.csv"
+    results.write(path, [row(row="01"), row(row="NA"), row(row='say "x", y')])
+    assert results.read(path)["row"].tolist() == ["01", "NA", 'say "x", y']
+    results.write(path, [row(row="01")])
+    assert len(results.read(path)) == 3
+
+
+def test_write_refuses(tmp_path: Path) -> None:
+    incomplete = row()
+    del incomplete["dataset"]
+    with pytest.raises(ResultsError, match="dataset"):
+        results.write(tmp_path / "e.csv", [incomplete])
+    with pytest.raises(ResultsError, match="colour"):
+        results.write(tmp_path / "e.csv", [row(colour="red")])
+    (tmp_path / "e.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ResultsError, match=r"e\.csv is no results file"):
+        results.write(tmp_path / "e.csv", [row()])
+    assert results.read(tmp_path / "absent.csv").empty
+
+
+def write_some(name: str, path: Path) -> None:
+    for index in range(8):
+        results.write(path, [row(float(index), row=f"{name}{index}")])
+
+
+def test_writers_in_parallel_lose_nothing(tmp_path: Path) -> None:
+    path, fork = tmp_path / "e.csv", multiprocessing.get_context("fork")
+    writers = [fork.Process(target=write_some, args=(name, path)) for name in "xyz"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    names = {f"{name}{index}" for name in "xyz" for index in range(8)}
+    assert set(results.read(path)["row"]) == names
+
+
+def test_record_keeps_rows_and_counts(results_folder: Path) -> None:
+    one = result()
+    results.record(one, "table-6", "q-q | last", profile="smoke")
+    assert paths.results("smoke") == results_folder / "smoke"
+    frame = results.read(results.file_of("table-6", "smoke"))
+    assert frame["metric"].tolist() == ["mIoU", "pixel accuracy"]
+    first = frame.iloc[0]
+    assert first["value"] == pytest.approx(one.miou, abs=1e-4)
+    assert (first["low"], first["high"]) == pytest.approx(tuple(one.interval), abs=1e-4)
+    assert first["images"] == 40 and first["seconds_per_image"] == 0.05
+    assert first["profile"] == "smoke" and first["checkpoint"] == "clip@1"
+    kept = results.read_counts("table-6", "q-q | last", "lab-21", profile="smoke")
+    assert kept is not None and kept.ids == one.ids and kept.has_background
+    np.testing.assert_array_equal(kept.areas, one.areas)
+    names = [path.name for path in (results_folder / "smoke" / "counts").iterdir()]
+    assert names == ["table-6__q-q-last__lab-21.npz"]
+    assert results.read_counts("table-6", "k-k", "lab-21", profile="smoke") is None
+    with pytest.raises(ResultsError, match="holds the row"):
+        results.read_counts("table-6", "q-q last", "lab-21", profile="smoke")
+
+
+def test_counts_are_small_and_repeatable(results_folder: Path) -> None:
+    one = result(images=400)
+    path = results.write_counts(one, "e", "a")
+    first = path.read_bytes()
+    assert len(first) < 40_000
+    assert results.write_counts(one, "e", "a").read_bytes() == first
+    asked = results.write_counts(dataclasses.replace(one, protocol="mmseg-image-classes"), "e", "a")
+    assert asked != path
+
+
+def test_published_tables() -> None:
+    table = results.published("cliper", 5)
+    assert list(table.columns) == ["row", "dataset", "metric", "value", "note"]
+    chosen = table[(table["row"] == "ELF + FGC") & (table["dataset"] == "VOC")]
+    assert chosen["value"].tolist() == [69.8]
+    with pytest.raises(ResultsError, match="no table '99'"):
+        results.published("cliper", "99")
+
+
+def test_compare(results_folder: Path) -> None:
+    results.write(
+        results.file_of("elf"),
+        [row(41.234, experiment="elf", row="fused", dataset="lab-20", low=39.8, high=42.5)],
+    )
+    frame = results.compare(
+        "elf",
+        paper="cliper",
+        table=5,
+        rows={"last": "baseline", "fused": "ELF", "ours only": "no such row"},
+        datasets={"lab-20": "VOC"},
+    )
+    assert frame.index.tolist() == ["last", "fused", "ours only"]
+    assert frame["ours: lab-20"].tolist() == ["not run yet", "41.2 [39.8, 42.5] (8)", "not run yet"]
+    assert frame["paper: VOC"].tolist() == ["51.2", "61.2", "not reported"]
+    plain = results.compare("elf")
+    assert plain.columns.tolist() == ["ours: lab-20"] and plain.index.tolist() == ["fused"]
+    assert results.compare("never run").empty
+    cells = results.side_by_side("elf", paper="cliper", table=5, datasets={"lab-20": "VOC"})
+    assert cells["row"].tolist() == ["fused"] and math.isnan(cells["published"].iloc[0])
+
+
+def claim(margin: float = 0.0) -> Claim:
+    better, worse = Cell("e", "better", "lab-21"), Cell("e", "worse", "lab-21")
+    return Claim("helps", "better is better (Table 6)", ((better, worse),), margin)
+
+
+def test_verdicts(results_folder: Path) -> None:
+    assert claim().verdict() == "not run yet"
+    results.record(result(hit=0.8, seed=1), "e", "better")
+    results.record(result(hit=0.6, seed=1), "e", "worse")
+    assert claim().verdict() == "holds"
+    assert claim(margin=90).verdict() == "does not hold"
+    test = claim().tests()[0]
+    assert test.difference is not None
+    low, high = test.difference.low, test.difference.high
+    assert low < test.difference.value < high
+    assert claim(margin=(low + high) / 2).verdict() == "undecided"
+    turned = Claim("turned", "", tuple((b, a) for a, b in claim().cells))
+    assert turned.verdict() == "does not hold"
+    both = Claim("both", "", claim().cells + turned.cells)
+    assert both.verdict() == "does not hold"
+    table = claims_table([claim(), turned])
+    assert table["verdict"].tolist() == ["holds", "does not hold"]
+    assert table["difference"][0].startswith("+") and table["difference"][1].startswith("-")
+
+
+def test_judge_at_the_borders() -> None:
+    assert judge(Difference(1, 0.1, 2)) == "holds"
+    assert judge(Difference(-1, -2, -0.1)) == "does not hold"
+    assert judge(Difference(0.5, -0.1, 1)) == judge(Difference(0, 0, 0)) == "undecided"
+
+
+def test_only_runs_on_the_same_images_are_paired() -> None:
+    area = result().areas
+    one = Counts(("a", "b"), area[:2], True)
+    with pytest.raises(ValueError, match="same images"):
+        paired_difference(one, Counts(("a", "c"), area[:2], True))
+    with pytest.raises(ValueError, match="same images"):
+        paired_difference(one, Counts(("a", "b"), area[:2], False))
+    assert paired_difference(one, one) == (0, 0, 0)

@@ -1,0 +1,68 @@
+"""The results table of README.md, made from data/results/lab.
+
+usage: readme_table.py           print it
+       readme_table.py --write   put it between the markers of README.md
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from ovss import paths, results
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+ABOUT_THE_LAB = ("scoring", "world", "zoo")  # experiments of part 0 compare no methods
+NONE = "Nothing has been measured yet; `make book` fills this table."
+UNITS = "mIoU in percent with its 95 % interval over images, and the number of images."
+
+
+def table(folder: Path) -> str:
+    """Every mIoU of a folder of results files as Markdown, one table per experiment."""
+    shown = [path for path in sorted(folder.glob("*.csv")) if path.stem not in ABOUT_THE_LAB]
+    found = [(path.stem, measured(path)) for path in shown]
+    parts = [markdown(name, cells) for name, cells in found if not cells.empty]
+    return "\n\n".join([UNITS, *parts] if parts else [NONE])
+
+
+def measured(path: Path) -> pd.DataFrame:
+    """The file's mIoU as text: a row per method, a column per data set, in the file's order."""
+    rows = results.read(path)
+    rows = rows[rows["metric"] == "mIoU"]
+    columns: dict[str, dict[str, str]] = {}
+    for cell in rows.to_dict("records"):
+        column = columns.setdefault(f"{cell['dataset']} ({cell['protocol']})", {})
+        column[str(cell["row"])] = results.show({str(name): value for name, value in cell.items()})
+    return pd.DataFrame(columns).reindex(rows["row"].unique()).fillna("")
+
+
+def markdown(experiment: str, cells: pd.DataFrame) -> str:
+    """A Markdown table whose first column is the row's name."""
+    lines = [[experiment, *cells.columns], ["---"] * (len(cells.columns) + 1)]
+    lines += [[str(name), *row] for name, row in zip(cells.index, cells.to_numpy(), strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spliced(text: str, content: str) -> str:
+    """`text` with `content` between the markers."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{content}\n\n{END}{after}"
+
+
+def main(arguments: list[str]) -> None:
+    content = table(paths.data("results", "lab"))
+    if arguments != ["--write"]:
+        print(content)
+        return
+    old = README.read_text(encoding="utf-8")
+    new = spliced(old, content)
+    if new != old:
+        README.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
