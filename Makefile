@@ -90,7 +90,7 @@ endif
 
 # Notebooks that only read what the others have measured: they run last, and again when a number
 # under the results folder has changed.
-READERS := $(filter notebooks/1-cliper/tables-lab.md notebooks/5-together/%,$(SOURCES))
+READERS := $(filter notebooks/5-together/%,$(SOURCES))
 READERS_EXECUTED := $(READERS:notebooks/%.md=$(BUILD)/notebooks/%.ipynb)
 WRITERS_EXECUTED := $(filter-out $(READERS_EXECUTED),$(EXECUTED))
 
@@ -151,11 +151,8 @@ test: lint
 
 # --- The lab -------------------------------------------------------------------------------------
 .PHONY: zoo lab-data bench
-MODELS := clip
 zoo: $(STAMP)
-	@for model in $(or $(MODEL),$(MODELS)); do \
-	    $(PY) -m ovss.lab.pretrain.$$model --out data/lab/zoo/$$model || exit 1; \
-	done
+	@$(PY) -m ovss.lab.zoo $(MODEL)
 
 lab-data: $(STAMP)
 	@$(PY) -m ovss.lab.write

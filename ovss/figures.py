@@ -253,6 +253,7 @@ def _bars(ax: Axes, part: pd.DataFrame, position: int, count: int, name: str) ->
     x = np.arange(len(part)) - 0.4 + width * (position + 0.5)
     value = part["value"].to_numpy(float)
     errors = np.stack([value - part["low"].to_numpy(float), part["high"].to_numpy(float) - value])
+    errors = errors.clip(0)  # of a few images, a percentile interval need not hold the value
     colour = COLOURS[position % len(COLOURS)]
     ax.bar(x, value, width * 0.9, color=colour, label=name, alpha=0.85)
     ax.errorbar(x, value, errors, fmt="none", ecolor="black", capsize=2, linewidth=1)

@@ -220,17 +220,18 @@ def test_the_readme_says_so_when_nothing_was_measured(tmp_path: Path) -> None:
 def test_the_readme_table_has_a_row_per_method_and_a_column_per_data_set(tmp_path: Path) -> None:
     from ovss import results
 
-    common = {"experiment": "fusion", "protocol": "mmseg", "images": 9, "profile": "lab"}
+    common = {"experiment": "cliper-table1", "protocol": "mmseg", "images": 9, "profile": "lab"}
     cells = [("clip", "lab-20", 10.04), ("cliper", "lab-20", 30.0), ("cliper", "lab-all", 40.0)]
     results.write(
-        tmp_path / "fusion.csv",
+        tmp_path / "cliper-table1.csv",
         [
             {**common, "row": row, "dataset": data, "metric": "mIoU", "value": value}
             for row, data, value in cells
         ],
     )
     lines = readme_table.table(tmp_path).splitlines()[2:]
-    assert lines[0] == "| fusion | lab-20 (mmseg) | lab-all (mmseg) |"
+    title = readme_table.SHOWN["cliper-table1"]
+    assert lines[0] == f"| {title} | lab-20 (mmseg) | lab-all (mmseg) |"
     assert lines[2] == "| clip | 10.0 (9) |  |"
     assert lines[3] == "| cliper | 30.0 (9) | 40.0 (9) |"
 

@@ -15,16 +15,18 @@ from ovss import paths, results
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-ABOUT_THE_LAB = ("scoring", "world", "zoo")  # experiments of part 0 compare no methods
+SHOWN = {  # experiment -> heading
+    "cliper-table1": "CLIPer and its lineage, as in its Table 1",
+    "cliper-table6": "CLIPer's choices, as in its Table 6",
+}
 NONE = "Nothing has been measured yet; `make book` fills this table."
 UNITS = "mIoU in percent with its 95 % interval over images, and the number of images."
 
 
 def table(folder: Path) -> str:
-    """Every mIoU of a folder of results files as Markdown, one table per experiment."""
-    shown = [path for path in sorted(folder.glob("*.csv")) if path.stem not in ABOUT_THE_LAB]
-    found = [(path.stem, measured(path)) for path in shown]
-    parts = [markdown(name, cells) for name, cells in found if not cells.empty]
+    """The mIoU of the experiments SHOWN as Markdown, one table each."""
+    found = [(title, measured(folder / f"{name}.csv")) for name, title in SHOWN.items()]
+    parts = [markdown(title, cells) for title, cells in found if not cells.empty]
     return "\n\n".join([UNITS, *parts] if parts else [NONE])
 
 
@@ -39,9 +41,9 @@ def measured(path: Path) -> pd.DataFrame:
     return pd.DataFrame(columns).reindex(rows["row"].unique()).fillna("")
 
 
-def markdown(experiment: str, cells: pd.DataFrame) -> str:
+def markdown(title: str, cells: pd.DataFrame) -> str:
     """A Markdown table whose first column is the row's name."""
-    lines = [[experiment, *cells.columns], ["---"] * (len(cells.columns) + 1)]
+    lines = [[title, *cells.columns], ["---"] * (len(cells.columns) + 1)]
     lines += [[str(name), *row] for name, row in zip(cells.index, cells.to_numpy(), strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

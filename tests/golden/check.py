@@ -123,7 +123,8 @@ def check_text(folder: Path, config: dict[str, Any]) -> Iterator[Outcome | str]:
     """The prompts' tokens and features, through open_clip's text tower and tokenizer."""
     golden = dict(np.load(folder / "outputs.npz"))
     encoder = TextEncoder(text_model(folder), open_clip.SimpleTokenizer(), torch.device("cpu"))
-    names, templates = config["classnames"], tuple(config["templates"])
+    names = config["classnames"]
+    templates = tuple(config.get("templates") or spelled_templates(golden["tokens"], names))
     prompts = [template.replace("{}", name) for name in names for template in templates]
     found = {
         "tokens": encoder.tokens(prompts),
@@ -132,6 +133,13 @@ def check_text(folder: Path, config: dict[str, Any]) -> Iterator[Outcome | str]:
     }
     for name, expected in golden.items():
         yield compare(f"text: {name}", name, found[name].numpy(), expected)
+
+
+def spelled_templates(tokens: Array, names: list[str]) -> list[str]:
+    """The templates behind recorded tokens [n * T, 77], class-major: those of the first class."""
+    spell = open_clip.SimpleTokenizer().decode
+    first = [row[row > 0][1:-1] for row in tokens[: len(tokens) // len(names)]]
+    return [spell(row.tolist()).replace(names[0], "{}") for row in first]
 
 
 def text_model(folder: Path) -> Any:

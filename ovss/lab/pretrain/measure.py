@@ -39,15 +39,19 @@ def naming(backbone: ClipBackbone, split: Split) -> tuple[float, metrics.Interva
 
 
 def given_classes(backbone: ClipBackbone, split: Split, limit: int | None = None) -> Result:
-    """CLIPer's fused attention (paper variant) on `lab-all`, queried with each image's classes."""
-    segmenter = Segmenter(Cliper(backbone, variant="paper", short_side=128))
+    """CLIPer's fused attention on `lab-all`, each image queried with the classes it holds."""
+    segmenter = _cliper(backbone)
     return evaluate(segmenter, "lab-all", split=split, limit=limit, classes="image", progress=False)
 
 
 def all_things(backbone: ClipBackbone, split: Split, limit: int | None = None) -> Result:
     """The same on `lab-20`, queried with all things."""
-    segmenter = Segmenter(Cliper(backbone, variant="paper", short_side=128))
+    segmenter = _cliper(backbone)
     return evaluate(segmenter, "lab-20", split=split, limit=limit, progress=False)
+
+
+def _cliper(backbone: ClipBackbone) -> Segmenter:
+    return Segmenter(Cliper(backbone, short_side=2 * TRAINED_SIDE))
 
 
 def measure(backbone: ClipBackbone, split: Split, limit: int | None = None) -> dict[str, float]:
