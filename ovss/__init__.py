@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from .errors import OvssError, UnknownNameError
-from .evaluate import Result, evaluate
+from .evaluate import evaluate
+from .result import Result
 from .segmentation import Segmentation
 from .segmenter import Segmenter
 from .vocabulary import Vocabulary

@@ -121,7 +121,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         workers=options.workers,
     )
     if options.out:
-        results.write(options.out, result.rows("command line", options.method, options.profile))
+        results.write(
+            options.out, results.rows_of(result, "command line", options.method, options.profile)
+        )
     for name, iou in result.per_class.items():
         print(f"{name:24} {iou:6.2f}")
     low, high = result.interval

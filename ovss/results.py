@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from . import paths
 from . import published as papers
 from .errors import OvssError
-from .evaluate import Result
 from .provenance import commit, today, version
+from .result import Result
 
 COLUMNS = (
     "experiment", "row", "dataset", "protocol", "metric", "value", "low", "high", "images",
@@ -58,9 +58,21 @@ def measured(result: Result, experiment: str, row: str, profile: str = "lab") ->
     }
 
 
+def rows_of(
+    result: Result, experiment: str, row: str, profile: str = "lab"
+) -> list[dict[str, Any]]:
+    """The rows of an evaluation: mIoU with its interval, and pixel accuracy."""
+    origin = measured(result, experiment, row, profile)
+    low, high = result.interval
+    return [
+        {**origin, "metric": "mIoU", "value": result.miou, "low": low, "high": high},
+        {**origin, "metric": "pixel accuracy", "value": result.pixel_accuracy},
+    ]
+
+
 def record(result: Result, experiment: str, row: str, profile: str = "lab") -> None:
     """Keep an evaluation: its rows in the experiment's file, and its counts per image."""
-    write(file_of(experiment, profile), result.rows(experiment, row, profile))
+    write(file_of(experiment, profile), rows_of(result, experiment, row, profile))
     write_counts(result, experiment, row, profile)
 
 

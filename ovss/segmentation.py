@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .errors import OvssError
 from .metrics import BACKGROUND
+from .palette import palette
 from .paths import atomic
 
 if TYPE_CHECKING:
@@ -111,17 +112,6 @@ class Segmentation:
         chunk = PngImagePlugin.PngInfo()
         chunk.add_itxt(NAMES_KEY, json.dumps(["background", *self.names]))
         return chunk
-
-
-def palette(classes: int) -> NDArray[np.uint8]:
-    """PASCAL VOC's colours, [classes + 1, 3] uint8; row 0 (black) is the background."""
-    index = np.arange(classes + 1)
-    colours = np.zeros((classes + 1, 3), dtype=np.uint8)
-    for bit in range(8):  # three bits of the index at a time, one per channel, high bits first
-        for channel in range(3):
-            value = (index >> (3 * bit + channel)) & 1
-            colours[:, channel] |= (value << (7 - bit)).astype(np.uint8)
-    return colours
 
 
 def _hex(colour: NDArray[np.uint8]) -> str:

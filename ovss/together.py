@@ -9,8 +9,9 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
+from .counting import Classes, Record, Run, collect, draw, fitting
 from .datasets import Dataset, open_dataset, read_batches
-from .evaluate import Classes, Record, Result, _draw, _fitting, _result, _Run
+from .result import Result
 from .segmenter import Segmenter
 
 
@@ -38,14 +39,14 @@ def evaluate_together(
         dataset: and the other options, as of `ovss.evaluate`.
     """
     data: Dataset = open_dataset(dataset, root, split) if isinstance(dataset, str) else dataset
-    words = _fitting(None, data)
-    runs = {row: _Run(one, data, words, classes, seed) for row, one in segmenters.items()}
+    words = fitting(None, data)
+    runs = {row: Run(one, data, words, classes, seed) for row, one in segmenters.items()}
     records: dict[str, list[Record]] = {row: [] for row in runs}
-    order = _draw(len(data), limit, seed)
+    order = draw(len(data), limit, seed)
     with tqdm(total=len(order), unit="image", disable=not progress) as bar:
         for indices, samples in read_batches(data, order, batch, workers):
             for row, run in runs.items():
                 records[row].append(run.count(indices, samples))
             bar.update(len(samples))
-    found = {row: _result(run, records[row], order, bootstrap) for row, run in runs.items()}
+    found = {row: collect(run, records[row], order, bootstrap) for row, run in runs.items()}
     return {row: dataclasses.replace(one, seconds=math.nan) for row, one in found.items()}

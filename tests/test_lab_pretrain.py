@@ -13,22 +13,12 @@ from torch.nn.functional import avg_pool2d, cross_entropy, normalize
 
 from ovss.backbones.clip import ClipBackbone
 from ovss.errors import CheckpointError
-from ovss.lab import zoo
+from ovss.lab import cards, zoo
 from ovss.lab.pretrain import clip as recipe_file
-from ovss.lab.pretrain.clip import (
-    MEAN,
-    MODEL,
-    STD,
-    Batches,
-    Recipe,
-    Stage,
-    Trainer,
-    Views,
-    contrastive_loss,
-    normalise,
-    train,
-)
+from ovss.lab.pretrain.clip import Trainer, train
+from ovss.lab.pretrain.recipe import MODEL, Batches, Recipe, Stage
 from ovss.lab.pretrain.text import train_tokenizer
+from ovss.lab.pretrain.views import MEAN, STD, Views, contrastive_loss, normalise
 from ovss.lab.scenes import World
 from ovss.methods.dense_clip import DenseClip
 
@@ -37,7 +27,10 @@ TINY = Recipe(
     evaluate_every=16,
     curve_scenes=2,
     card_scenes=2,
-    stages=(Stage(16, 8, World(), 0.0), Stage(16, 8, World(), 0.5, ("class", "local", "mosaic"))),
+    stages=(
+        Stage(16, 8, World(), 0.5, ("class", "local")),
+        Stage(16, 8, World(), 0.0, ("class", "local", "mosaic")),
+    ),
 )
 
 
@@ -102,6 +95,11 @@ def test_the_schedule_warms_up_and_ends_near_zero() -> None:
     assert max(rates) == pytest.approx(recipe.rate)
     assert rates.index(max(rates)) in (recipe.warmup - 1, recipe.warmup)
     assert rates[-1] < 0.011 * recipe.rate
+
+
+def test_a_mosaic_cannot_lose_patches() -> None:
+    with pytest.raises(ValueError, match="patch_dropout must be 0"):
+        Stage(8, 8, World(), 0.5, ("class", "mosaic"))
 
 
 def test_stages_follow_one_another() -> None:
@@ -196,7 +194,7 @@ def test_an_unknown_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_committed_card_belongs_to_the_committed_weights() -> None:
-    card, curve = zoo.read_card("clip"), zoo.read_curve("clip")
+    card, curve = cards.read_card("clip"), cards.read_curve("clip")
     ClipBackbone.load("clip")  # compares the SHA-256
     assert curve[-1]["images"] <= card["images_seen"]
     assert set(card["val"]) == {"naming", "miou", "things", "stuff", "lab20"}

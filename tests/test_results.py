@@ -14,8 +14,8 @@ import pytest
 
 from ovss import metrics, paths, results
 from ovss.claims import Cell, Claim, claims_table, judge, paired_difference
-from ovss.evaluate import Result
 from ovss.metrics import Difference
+from ovss.result import Result
 from ovss.results import COLUMNS, Counts, ResultsError
 
 

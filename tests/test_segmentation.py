@@ -16,7 +16,8 @@ import ovss
 from ovss import Segmentation, Segmenter, Vocabulary
 from ovss.decide import Argmax, CliperRule, Threshold
 from ovss.errors import ImageError, OvssError, UnknownNameError, VocabularyError
-from ovss.segmentation import NAMES_KEY, palette
+from ovss.palette import palette
+from ovss.segmentation import NAMES_KEY
 from toys import ColourMethod, colour_of
 
 WORDS = "car, grass, boat"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ovss import Segmenter, Vocabulary
 from ovss.decide import Threshold
-from ovss.segmentation import palette
+from ovss.palette import palette
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,10 @@ def measured(path: Path) -> pd.DataFrame:
 def markdown(title: str, cells: pd.DataFrame) -> str:
     """A Markdown table whose first column is the row's name."""
     lines = [[title, *cells.columns], ["---"] * (len(cells.columns) + 1)]
-    lines += [[str(name), *row] for name, row in zip(cells.index, cells.to_numpy(), strict=True)]
+    lines += [
+        [str(name).replace("|", "\\|"), *row]
+        for name, row in zip(cells.index, cells.to_numpy(), strict=True)
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -12,9 +12,10 @@ from PIL import Image
 from ovss import metrics, paths
 from ovss.backbones.clip import ClipBackbone
 from ovss.datasets import open_dataset
-from ovss.evaluate import Result, evaluate
+from ovss.evaluate import evaluate
 from ovss.lab.scenes import STUFF_NAMES, THING_NAMES
 from ovss.methods.cliper import Cliper
+from ovss.result import Result
 from ovss.segmenter import Segmenter
 from ovss.vocabulary import Vocabulary
 

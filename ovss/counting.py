@@ -1,0 +1,122 @@
+"""One evaluation, batch by batch: samples become records of integer counts, records a Result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from . import metrics
+from .datasets import Dataset, Sample
+from .errors import OvssError
+from .provenance import describe, device_name, find
+from .result import IntArray, Result
+from .segmenter import Segmenter
+from .vocabulary import Vocabulary
+
+Classes = Literal["all", "image"]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation: turns samples into journal records."""
+
+    segmenter: Segmenter
+    data: Dataset
+    words: Vocabulary
+    classes: Classes
+    seed: int
+
+    def count(self, indices: Sequence[int], samples: Sequence[Sample]) -> Record:
+        """Segment a batch and count its pixels."""
+        start = time.perf_counter()
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            labels = self._labels(samples)
+        seconds = time.perf_counter() - start
+        size = len(self.words)
+        pairs = zip(labels, samples, strict=True)
+        tables = np.stack([metrics.confusion(found, one.target, size) for found, one in pairs])
+        return {
+            "indices": list(indices),
+            "areas": _pack(metrics.areas(tables)),
+            "confusion": _pack(tables.sum(0)),
+            "seconds": seconds,
+        }
+
+    def _labels(self, samples: Sequence[Sample]) -> list[IntArray]:
+        if self.classes == "all":
+            found = self.segmenter([sample.image for sample in samples], self.words)
+            return [one.labels.numpy() for one in found]
+        return [self._labels_of_present(sample) for sample in samples]
+
+    def _labels_of_present(self, sample: Sample) -> IntArray:
+        """Labels of an image that is asked only for the classes its target holds."""
+        present = np.unique(sample.target[sample.target >= 0])
+        if present.size == 0:
+            return np.full(sample.target.shape, metrics.BACKGROUND)
+        found = self.segmenter(sample.image, self.words.subset(present)).labels.numpy()
+        labels: IntArray = np.append(present, metrics.BACKGROUND)[found]  # [-1] is background
+        return labels
+
+
+def collect(run: Run, records: list[Record], order: list[int], bootstrap: int) -> Result:
+    """The counts of all records together."""
+    side = len(run.words) + 1
+    place = {index: i for i, index in enumerate(order)}
+    area = np.zeros((len(order), 3, side), dtype=np.int64)
+    table = np.zeros((side, side), dtype=np.int64)
+    for record in records:
+        rows = [place[index] for index in record["indices"]]
+        area[rows] = _unpack(record["areas"], (len(rows), 3, side))
+        table += _unpack(record["confusion"], (side, side))
+    parts = describe(run.segmenter)
+    return Result(
+        dataset=run.data.name,
+        protocol=run.data.protocol + ("" if run.classes == "all" else "-image-classes"),
+        checkpoint=" + ".join(find(parts, "checkpoint")),
+        device=device_name(find(parts, "device")),
+        seed=run.seed,
+        names=run.words.names,
+        has_background=run.data.has_background,
+        ids=tuple(run.data.ids[index] for index in order),
+        areas=area,
+        confusion=table,
+        seconds=sum(record["seconds"] for record in records),
+        bootstrap=bootstrap,
+    )
+
+
+def draw(images: int, limit: int | None, seed: int) -> list[int]:
+    """Which images are used; a smaller draw is part of a larger one."""
+    if limit is None:
+        return list(range(images))
+    if limit < 1:
+        raise OvssError(f"limit must be at least 1 image, got {limit}")
+    return sorted(np.random.default_rng(seed).permutation(images)[:limit].tolist())
+
+
+def fitting(vocabulary: Vocabulary | None, data: Dataset) -> Vocabulary:
+    """The words to query a data set with: the given ones if they fit, else its own."""
+    if vocabulary is not None and len(vocabulary) != len(data.names):
+        given, wanted = len(vocabulary), len(data.names)
+        raise OvssError(f"the vocabulary has {given} classes, {data.name} has {wanted}")
+    return vocabulary or data.vocabulary
+
+
+def _pack(counts: IntArray) -> list[list[int]]:
+    """The places and values that are not zero, as JSON can hold them."""
+    flat = counts.ravel()
+    places = np.flatnonzero(flat)
+    return [places.tolist(), flat[places].tolist()]
+
+
+def _unpack(packed: list[list[int]], shape: tuple[int, ...]) -> IntArray:
+    counts = np.zeros(shape, dtype=np.int64)
+    counts.flat[packed[0]] = packed[1]
+    return counts

@@ -1,0 +1,88 @@
+"""What a CLIP is trained on: views of the image, and the loss that draws them to their captions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+View = Literal["class", "local", "mosaic"]
+
+
+class Views(nn.Module):
+    """What the loss reads of the image tower, and no more.
+
+    "class" is CLIP's own embedding, of the class token. "local" is the mean embedding of the
+    patches on the last block's value path (MaskCLIP's). "mosaic" is the same for four scenes shrunk
+    into one picture, each quarter by itself: a patch that spoke for others would be wrong there.
+    """
+
+    def __init__(self, visual: Any) -> None:
+        super().__init__()
+        self.visual = visual
+
+    def forward(self, pixels: Tensor, views: tuple[View, ...]) -> list[Tensor]:
+        """Pixels [B, 3, H, W] -> a unit embedding [B, E] for each of the views."""
+        tokens = self._early(pixels)
+        embeddings = [self._class(tokens)]
+        if "local" in views:
+            embeddings.append(self._values(tokens).mean(1))
+        if "mosaic" in views:
+            pictures = rearrange(
+                avg_pool2d(pixels, 2), "(b i j) c h w -> b c (i h) (j w)", i=2, j=2
+            )
+            patches = self._values(self._early(pictures))  # [B / 4, L, E]
+            side = math.isqrt(patches.shape[1]) // 2
+            embeddings.append(
+                reduce(patches, "b (i h j w) e -> (b i j) e", "mean", i=2, j=2, h=side, w=side)
+            )
+        return [unit(embedding) for embedding in embeddings]
+
+    def _early(self, pixels: Tensor) -> Tensor:
+        """All but the last block: tokens [B, 1 + L, D]."""
+        tokens: Tensor = self.visual._embeds(pixels)
+        for block in self.visual.transformer.resblocks[:-1]:
+            tokens = block(tokens)
+        return tokens
+
+    def _class(self, tokens: Tensor) -> Tensor:
+        """The last block for the class token alone: [B, E]."""
+        last = self.visual.transformer.resblocks[-1]
+        normed = last.ln_1(tokens)
+        first = tokens[:, :1] + last.attn(normed[:, :1], normed, normed, need_weights=False)[0]
+        return self._project(first + last.mlp(last.ln_2(first)))[:, 0]
+
+    def _values(self, tokens: Tensor) -> Tensor:
+        """The value path of the last block for the patches: unit embeddings [B, L, E]."""
+        last = self.visual.transformer.resblocks[-1]
+        weight, bias = last.attn.in_proj_weight.chunk(3)[2], last.attn.in_proj_bias.chunk(3)[2]
+        values = nn.functional.linear(last.ln_1(tokens[:, 1:]), weight, bias)
+        return unit(self._project(last.attn.out_proj(values)))
+
+    def _project(self, tokens: Tensor) -> Tensor:
+        projected: Tensor = self.visual.ln_post(tokens) @ self.visual.proj
+        return projected
+
+
+def unit(vectors: Tensor) -> Tensor:
+    return nn.functional.normalize(vectors.float(), dim=-1)
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] to the range that the image tower was trained on."""
+    mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (MEAN, STD))
+    return (pixels.float() / 255 - mean) / std
+
+
+def contrastive_loss(image: Tensor, text: Tensor, tokens: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric cross-entropy over unit embeddings [B, E]; equal captions share the probability."""
+    logits = scale * image @ text.T  # [B, B]
+    same = (tokens[:, None] == tokens[None, :]).all(-1).float()
+    target = same / same.sum(1, keepdim=True)
+    rows, columns = logits.log_softmax(1), logits.log_softmax(0)
+    return -((target * rows).sum(1).mean() + (target * columns.T).sum(1).mean()) / 2
