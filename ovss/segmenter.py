@@ -17,7 +17,10 @@ from .vocabulary import Vocabulary
 
 
 class Method(Protocol):
-    """What a paper's file provides: score maps on the method's own grid."""
+    """What a paper's file provides: score maps on the method's own grid.
+
+    A method may have `refiners` of its own; they run before the segmenter's.
+    """
 
     @property
     def name(self) -> str: ...
@@ -78,7 +81,7 @@ class Segmenter:
 
     def _finish(self, coarse: Tensor, image: Image.Image, vocabulary: Vocabulary) -> Segmentation:
         scores = coarse
-        for refine in self.refiners:
+        for refine in (*getattr(self.method, "refiners", ()), *self.refiners):
             scores = refine(scores, image)
         # CLIPer, Table 2: a class's image score is its maximum, the mean of coarse and refined.
         image_scores = 0.5 * scores.amax((1, 2)) + 0.5 * coarse.amax((1, 2))

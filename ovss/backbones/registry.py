@@ -80,6 +80,18 @@ CHECKPOINTS: dict[str, Checkpoint] = {
         "CreativeML Open RAIL++-M",
         5200,
     ),
+    "stable-diffusion-1-5": Checkpoint(
+        "Stable Diffusion 1.5 (CLIPer's code, an option)",
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5",),
+        "CreativeML Open RAIL-M",
+        4270,
+    ),
+    "stable-diffusion-1-4": Checkpoint(
+        "Stable Diffusion 1.4 (CLIPer's code, an option)",
+        ("CompVis/stable-diffusion-v1-4",),
+        "CreativeML Open RAIL-M",
+        4270,
+    ),
     "dino-vits8": Checkpoint("DINO ViT-S/8 (S-Seg)", ("facebook/dino-vits8",), "Apache-2.0", 90),
     "dino-vitb8": Checkpoint(
         "DINO ViT-B/8 (ProxyCLIP)", ("facebook/dino-vitb8",), "Apache-2.0", 340

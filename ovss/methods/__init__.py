@@ -11,8 +11,10 @@ from typing import Any, cast
 import torch
 
 from ..backbones.clip import ClipBackbone
+from ..backbones.diffusion import DiffusionBackbone
 from ..decide import Argmax, Rule
 from ..errors import OvssError, UnknownNameError
+from ..refine.compensation import Compensation
 from ..segmenter import Method
 from .cliper import Cliper
 from .configs import CONFIGS, CliperConfig, templates
@@ -49,7 +51,8 @@ def build_cliper(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
     Args:
         options: the attributes of `Cliper`; `clip` (name, folder or a `ClipBackbone`), `device`,
             `dtype`, `decision`; and `dataset`, which takes the authors' settings for that
-            benchmark (`configs.CONFIGS`).
+            benchmark (`configs.CONFIGS`). `compensation` may also be a `DiffusionBackbone`, or
+            the name or folder of one.
     """
     _check("cliper", options, (*_option_names(Cliper), "dataset"))
     defaults = _profile(profile)
@@ -58,7 +61,9 @@ def build_cliper(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
     if "dataset" in options:
         config = _config(backbone, options["dataset"], options.get("variant", Cliper.variant))
         defaults, decision = {**defaults, **_settings(config, options)}, config.rule
-    method = Cliper(backbone, **_method_options(Cliper, {**defaults, **options}))
+    values = {**defaults, **options}
+    values["compensation"] = _compensation(values)
+    method = Cliper(backbone, **_method_options(Cliper, values))
     return cast(Method, method), options.get("decision") or decision
 
 
@@ -94,6 +99,20 @@ def _backbone(values: Mapping[str, Any]) -> ClipBackbone:
         raise OvssError(f"clip must be a name, a folder or a ClipBackbone, got {source!r}")
     dtype = _dtype(values.get("dtype", torch.float32))
     return ClipBackbone.load(source, device=values.get("device", "cpu"), dtype=dtype)
+
+
+def _compensation(values: Mapping[str, Any]) -> Compensation | None:
+    """What `compensation` says; a name or folder is loaded with the CLIP's device and dtype."""
+    given = values.get("compensation")
+    if given is None or isinstance(given, Compensation):
+        return given
+    if isinstance(given, DiffusionBackbone):
+        return Compensation(given)
+    if not isinstance(given, str | Path):
+        raise OvssError(f"compensation must be a Compensation, a name or a folder, got {given!r}")
+    dtype = _dtype(values["dtype"]) if "dtype" in values else None
+    device = values.get("device", "cpu")
+    return Compensation(DiffusionBackbone.load(given, device=device, dtype=dtype))
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

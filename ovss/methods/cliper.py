@@ -2,6 +2,7 @@
 
 This file is section 3.3, early-layer fusion: the attention maps of all early blocks are fused into
 one that replaces the last block's, and the embeddings of all early blocks go through that block.
+Section 3.4, fine-grained compensation, is `refine/compensation.py`.
 
 Three variants, because text and authors' code disagree (and the code was rewritten):
     "paper"          Eq. 8 as printed: the average of the maps, the average of the cosines.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,6 +26,8 @@ from torch import Tensor
 from ..backbones.blocks import attention_pairs
 from ..backbones.clip import ClipBackbone, ClipFeatures
 from ..errors import OvssError, UnknownNameError
+from ..refine.compensation import Compensation
+from ..segmenter import Refiner
 from ..vocabulary import Vocabulary
 
 VARIANTS = ("paper", "official-2024", "official")
@@ -47,13 +51,14 @@ class Cliper:
             "vv", "identity", "vanilla", each computed from every layer's own embeddings.
         fuse_features: early embeddings too (lower half of Table 6), or the last ones alone.
         select_layer: "official" only: the layer whose map is propagated, -1 or -2 (per dataset).
-        attention_threshold: of that map, relative to each class's maximum; 0.2 in 2024.
+        attention_threshold: of that map, relative to each class's maximum; 0.2 in 2024. "official"
+            cuts the diffusion model's attention there too (2024: 0.1; "paper": never).
         logit_scale: factor of the cosine before the softmax (per dataset; unused by "paper").
         mean_background: let the mean of the classes' text features compete as one more background
             query, as both official codes do.
         short_side: pixels (section 4.1).
         templates: prompt templates; None takes the vocabulary's own.
-        compensation: fine-grained compensation; only None so far.
+        compensation: what sharpens the coarse map (section 3.4), or None for CLIPer*.
     """
 
     backbone: ClipBackbone
@@ -66,7 +71,7 @@ class Cliper:
     mean_background: bool = True
     short_side: int = 336
     templates: tuple[str, ...] | None = None
-    compensation: None = None
+    compensation: Compensation | None = None
     name: str = field(default="cliper", kw_only=True)
 
     def __post_init__(self) -> None:
@@ -74,17 +79,25 @@ class Cliper:
             raise UnknownNameError.of("variant", self.variant, VARIANTS)
         if self.attention != "fused":
             attention_pairs(self.attention)
-        if self.compensation is not None:
-            raise UnknownNameError.of("compensation", self.compensation, ("None",))
+        if not isinstance(self.compensation, Compensation | None):
+            raise OvssError(f"compensation must be a Compensation or None: {self.compensation!r}")
         layers = len(self.backbone.blocks)
         if not -layers <= self.select_layer < 0:
             raise OvssError(f"select_layer must be -{layers} to -1, got {self.select_layer}")
         if self.variant != "official" and self.select_layer != -1:
             raise OvssError(f'select_layer belongs to variant="official", not {self.variant!r}')
 
+    @property
+    def refiners(self) -> tuple[Refiner, ...]:
+        """The compensation with this variant's threshold; `Segmenter` applies it to `score`."""
+        if self.compensation is None:
+            return ()
+        thresholds = {"paper": None, "official-2024": 0.1, "official": self.attention_threshold}
+        return (partial(self.compensation, threshold=thresholds[self.variant]),)
+
     @torch.no_grad()
     def score(self, images: Sequence[Image.Image], vocabulary: Vocabulary) -> list[Tensor]:
-        """RGB images of any sizes -> score maps [K, h, w] on the patch grid.
+        """RGB images of any sizes -> coarse score maps [K, h, w] on the patch grid.
 
         "paper": cosines in [-1, 1]; else a mean probability plus a propagated one, in [0, 2].
         """

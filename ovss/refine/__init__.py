@@ -1,0 +1,1 @@
+"""Refiners: what sharpens the score maps of one image."""
