@@ -16,7 +16,7 @@ from ..errors import OvssError, UnknownNameError
 from ..segmenter import Method
 from .cliper import Cliper
 from .configs import CONFIGS, CliperConfig, templates
-from .dense_clip import PRESETS, DenseClip
+from .dense_clip import PRESETS, SUMMARIES, DenseClip
 
 Builder = Callable[..., tuple[Method, Rule]]  # (profile, **options) -> method and decision
 
@@ -62,8 +62,15 @@ def build_cliper(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
     return cast(Method, method), options.get("decision") or decision
 
 
+def _preset(name: str) -> Builder:
+    """The builder of one preset, with its own line of documentation."""
+    builder = partial(build_dense, name)
+    builder.__doc__ = SUMMARIES[name]
+    return builder
+
+
 METHODS: dict[str, Builder] = {
-    **{preset: partial(build_dense, preset) for preset in PRESETS},
+    **{name: _preset(name) for name in PRESETS},
     "cliper": build_cliper,
 }
 
