@@ -116,7 +116,7 @@ def train(folder: Path, device: str = "cpu", recipe: Recipe | None = None) -> No
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     with paths.atomic(folder / "tokenizer.json") as file:
-        file.write(tokenizer.to_str().encode())
+        file.write(tokenizer.to_str(pretty=True).encode())
     trainer, saved = Trainer(recipe, device), folder / "training.pt"
     if saved.exists():
         trainer.restore(torch.load(saved, weights_only=True, map_location=device))
