@@ -159,8 +159,7 @@ def _known(what: str) -> list[tuple[str, str]]:
 
 
 def _summary(builder: Any) -> str:
-    function = getattr(builder, "func", builder)  # a preset is a partial of its builder
-    return (function.__doc__ or "").strip().partition("\n")[0]
+    return (builder.__doc__ or "").strip().partition("\n")[0]
 
 
 def _load(options: argparse.Namespace) -> Any:

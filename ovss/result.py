@@ -49,7 +49,7 @@ class Result:
 
     @property
     def miou(self) -> float:
-        """Mean IoU in percent, rule "mmseg": a class counts unless absent from both sides."""
+        """Mean IoU in percent by rule "mmseg" (a class counts unless absent from both sides)."""
         return 100 * metrics.miou(self.confusion, "mmseg", self.has_background)
 
     @cached_property

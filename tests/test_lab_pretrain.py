@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import avg_pool2d, cross_entropy, normalize
 
 from ovss.backbones.clip import ClipBackbone
-from ovss.errors import CheckpointError
+from ovss.errors import CheckpointError, OvssError
 from ovss.lab import cards, zoo
 from ovss.lab.pretrain import clip as recipe_file
 from ovss.lab.pretrain.clip import Trainer, train
@@ -174,6 +175,12 @@ def test_a_killed_training_ends_with_the_same_weights(
     assert card["images_seen"] == TINY.images
     assert not (tmp_path / "killed" / "training.pt").exists()
     assert ClipBackbone.load(tmp_path / "killed").width == 32
+
+
+def test_a_state_of_another_recipe_is_refused(narrow: None) -> None:
+    state = Trainer(TINY, "cpu").state()
+    with pytest.raises(OvssError, match="another recipe"):
+        Trainer(replace(TINY, seed=1), "cpu").restore(state)
 
 
 def test_a_flipped_byte_in_the_weights_is_seen(narrow: None, tmp_path: Path) -> None:

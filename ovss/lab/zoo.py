@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OvssError as error:
             print(f"ovss: error: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print("\novss: interrupted; run it again to go on where it was saved", file=sys.stderr)
+            return 130
     return 0
 
 

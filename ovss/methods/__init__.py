@@ -18,7 +18,7 @@ from ..refine.compensation import Compensation
 from ..segmenter import Method
 from .cliper import Cliper
 from .configs import CONFIGS, CliperConfig, templates
-from .dense_clip import PRESETS, DenseClip
+from .dense_clip import PRESETS, SUMMARIES, DenseClip
 
 Builder = Callable[..., tuple[Method, Rule]]  # (profile, **options) -> method and decision
 
@@ -67,8 +67,15 @@ def build_cliper(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
     return cast(Method, method), options.get("decision") or decision
 
 
+def _preset(name: str) -> Builder:
+    """The builder of one preset, with its own line of documentation."""
+    builder = partial(build_dense, name)
+    builder.__doc__ = SUMMARIES[name]
+    return builder
+
+
 METHODS: dict[str, Builder] = {
-    **{preset: partial(build_dense, preset) for preset in PRESETS},
+    **{name: _preset(name) for name in PRESETS},
     "cliper": build_cliper,
 }
 

@@ -90,3 +90,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vv": {"attention": "vv"},
     "identity": {"attention": "identity"},
 }
+_ALONE = "The last block's attention alone ({}), a row of CLIPer's Table 6."
+SUMMARIES = {
+    "clip": "CLIP's own patch tokens, the last block as trained.",
+    "maskclip": "MaskCLIP: the value path of the last block, no mixing of patches.",
+    "sclip": "SCLIP: query-query plus key-key attention in the last block.",
+    "clearclip": "ClearCLIP: query-query attention, no residual connection, no FFN.",
+    "vanilla": _ALONE.format("query-key"),
+    "qq": _ALONE.format("query-query"),
+    "kk": _ALONE.format("key-key"),
+    "vv": _ALONE.format("value-value"),
+    "identity": _ALONE.format("each patch itself"),
+}

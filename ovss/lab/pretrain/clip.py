@@ -28,6 +28,7 @@ from tqdm import tqdm
 from ovss import paths
 from ovss.backbones.clip import ClipBackbone
 from ovss.backbones.loading import BpeTokenizer
+from ovss.errors import OvssError
 from ovss.lab.cards import origin, save_model
 from ovss.lab.pretrain.measure import measure
 from ovss.lab.pretrain.recipe import LESSONS, MODEL, READ, Batches, Recipe
@@ -92,9 +93,17 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         keep = ("step", "images", "seconds", "best", "best_weights", "curve")
         state = {key: getattr(self, key) for key in keep}
+        state["recipe"] = repr(self.recipe)
         return {**state, "model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            OvssError: the state belongs to another recipe.
+        """
+        if state.pop("recipe") != repr(self.recipe):
+            raise OvssError("training.pt belongs to another recipe: delete it to start anew")
         self.model.load_state_dict(state.pop("model"))
         self.optimiser.load_state_dict(state.pop("optimiser"))
         for key, value in state.items():
@@ -107,7 +116,7 @@ def train(folder: Path, device: str = "cpu", recipe: Recipe | None = None) -> No
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     with paths.atomic(folder / "tokenizer.json") as file:
-        file.write(tokenizer.to_str().encode())
+        file.write(tokenizer.to_str(pretty=True).encode())
     trainer, saved = Trainer(recipe, device), folder / "training.pt"
     if saved.exists():
         trainer.restore(torch.load(saved, weights_only=True, map_location=device))
