@@ -1,6 +1,6 @@
 """Stable Diffusion, opened up: the self-attention maps of its U-Net on one noisy image.
 
-As in CLIPer (arXiv 2411.13836), section 3.4: the image's latent gets the noise of one time step,
+As in CLIPer (arXiv 2411.13836), section 3.3: the image's latent gets the noise of one time step,
 goes through the U-Net once with an empty prompt, and A is the attention between its L positions.
 All work is done by diffusers' and transformers' own modules.
 """

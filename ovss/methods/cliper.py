@@ -58,7 +58,7 @@ class Cliper:
             query, as both official codes do.
         short_side: pixels (section 4.1).
         templates: prompt templates; None takes the vocabulary's own.
-        compensation: what sharpens the coarse map (section 3.4), or None for CLIPer*.
+        compensation: what sharpens the coarse map (section 3.3), or None for CLIPer*.
     """
 
     backbone: ClipBackbone

@@ -1,4 +1,4 @@
-"""Fine-grained compensation: CLIPer (arXiv 2411.13836), section 3.4, Eq. 9 and 10.
+"""Fine-grained compensation: CLIPer (arXiv 2411.13836), section 3.3, Eq. 9 and 10.
 
 The self-attention maps A_1 ... A_M of a diffusion model, head by head, carry what CLIP's coarse
 map S [L, K] lacks. Eq. 9 multiplies them, Eq. 10 applies the product:
