@@ -72,7 +72,7 @@ def refine(
     index: int = 1,
     threshold: float | None = THRESHOLD,
 ) -> Tensor:
-    """Scores [K, h, w], brought bilinearly to the maps' square grid, and `compensate`d."""
+    """Scores [K, h, w], brought bilinearly to the maps' square grid and compensated."""
     length = maps[0].shape[-1]
     side = round(length**0.5)
     if side * side != length:
