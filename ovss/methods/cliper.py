@@ -2,7 +2,7 @@
 
 This file is section 3.3, early-layer fusion: the attention maps of all early blocks are fused into
 one that replaces the last block's, and the embeddings of all early blocks go through that block.
-Section 3.4, fine-grained compensation, is `refine/compensation.py`.
+Its other half, fine-grained compensation, is `refine/compensation.py`.
 
 Three variants, because text and authors' code disagree (and the code was rewritten):
     "paper"          Eq. 8 as printed: the average of the maps, the average of the cosines.
@@ -26,7 +26,7 @@ from torch import Tensor
 from ..backbones.blocks import attention_pairs
 from ..backbones.clip import ClipBackbone, ClipFeatures
 from ..errors import OvssError, UnknownNameError
-from ..refine.compensation import Compensation
+from ..refine.compensation import THRESHOLD, Compensation
 from ..segmenter import Refiner
 from ..vocabulary import Vocabulary
 
@@ -92,7 +92,11 @@ class Cliper:
         """The compensation with this variant's threshold; `Segmenter` applies it to `score`."""
         if self.compensation is None:
             return ()
-        thresholds = {"paper": None, "official-2024": 0.1, "official": self.attention_threshold}
+        thresholds = {
+            "paper": None,
+            "official-2024": THRESHOLD,
+            "official": self.attention_threshold,
+        }
         return (partial(self.compensation, threshold=thresholds[self.variant]),)
 
     @torch.no_grad()

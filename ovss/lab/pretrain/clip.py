@@ -56,6 +56,7 @@ class Trainer:
             groups, recipe.rate, (0.9, 0.98), weight_decay=0.0, fused=True
         )
         self.step = self.images = 0
+        self.dropped = 0.0
         self.seconds = 0.0
         self.best = -1.0
         self.best_weights: dict[str, Tensor] = {}
@@ -81,8 +82,10 @@ class Trainer:
         return loss.detach()
 
     def set_patch_dropout(self, share: float) -> None:
-        dropout = PatchDropout(share) if share else nn.Identity()
-        self.model.visual.patch_dropout = dropout
+        """Another module only where the share changes: each one is compiled anew."""
+        if share != self.dropped:
+            self.model.visual.patch_dropout = PatchDropout(share) if share else nn.Identity()
+            self.dropped = share
 
     def backbone(self, tokenizer: Path) -> ClipBackbone:
         """The model as it is now, for measuring."""
