@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -42,7 +42,7 @@ def build_dense(preset: str, profile: str = "lab", **options: Any) -> tuple[Meth
     _check(preset, options, _option_names(DenseClip))
     values = {**PRESETS[preset], **_profile(profile), **options}
     method = DenseClip(_backbone(values), **_method_options(DenseClip, values), name=preset)
-    return cast(Method, method), options.get("decision") or Argmax()
+    return method, options.get("decision") or Argmax()
 
 
 def build_cliper(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
@@ -64,7 +64,7 @@ def build_cliper(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
     values = {**defaults, **options}
     values["compensation"] = _compensation(values)
     method = Cliper(backbone, **_method_options(Cliper, values))
-    return cast(Method, method), options.get("decision") or decision
+    return method, options.get("decision") or decision
 
 
 def _preset(name: str) -> Builder:
