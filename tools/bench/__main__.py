@@ -35,8 +35,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--part", choices=("all", "cliper", "lab"), default="all")
     parser.add_argument("--quick", action="store_true", help="small networks: does it work?")
     parser.add_argument("--clip", action="append", help='"ViT-B/16" or "ViT-L/14" alone')
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
-        "--device", default="cpu", help="cpu, or cuda (float16 as second precision)"
+        "--sides",
+        nargs="+",
+        choices=weights.SIDES,
+        help="ways to run our diffusion model; default: float32 and bfloat16 (cuda: float16)",
     )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, help="of torch; default: as many as it likes")
@@ -59,7 +63,7 @@ def cliper(options: argparse.Namespace) -> Iterator[str]:
             continue
         method, text = weights.clip(vision, image, options.device)
         task = Task(image, method, text, diffusion.noise(0))
-        sides = [Plain(task, diffusion), *(Ours(task, one) for one in ours.values())]
+        sides: list[Ours] = [Plain(task, diffusion), *(Ours(task, one) for one in ours.values())]
         runs = compare(sides, options.rounds)
         yield from table(name, dict(zip(("plain", *ours), runs, strict=True)))
 
