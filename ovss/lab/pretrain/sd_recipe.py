@@ -49,8 +49,8 @@ class Recipe:
     card_scenes: int | None = None  # of `tune` and of `val`, for the card; None: all
     stages: tuple[Stage, ...] = (
         Stage("image", 12_288, 32, 64, 1e-3),
-        Stage("noise", 20_480, 16, 64, 5e-4),
-        Stage("noise", 1_024, 8, 128, 2e-4),
+        Stage("noise", 14_336, 16, 64, 5e-4),
+        Stage("noise", 512, 8, 128, 2e-4),
     )
 
     @property
