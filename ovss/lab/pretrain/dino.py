@@ -54,12 +54,12 @@ class Recipe:
     large_sizes: tuple[float, float] = (0.5, 1.0)  # side of a crop in sides of the scene
     small_sizes: tuple[float, float] = (0.2, 0.45)
     hidden: float = 0.3  # share of the student's patches
-    prototypes: int = 1024
+    prototypes: int = 256
     rate: float = 1e-3
     weight_decay: float = 0.05
     warmup: float = 0.1  # share of all steps
     momentum: tuple[float, float] = (0.99, 1.0)  # of the teacher: first, last
-    temperature: tuple[float, float] = (0.04, 0.07)  # of the teacher: first, after the warm-up
+    temperature: tuple[float, float] = (0.03, 0.04)  # of the teacher: first, after the warm-up
     evaluate_every: int = 6_000  # images between two points of the curve
     curve_scenes: int = 100  # of `tune`, for a point of the curve
     card_scenes: int | None = None  # of `tune` and of `val`, for the card; None: all
