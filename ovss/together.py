@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 
+import numpy as np
 from tqdm import tqdm
 
 from .counting import Classes, Record, Run, collect, draw, fitting
@@ -49,4 +50,5 @@ def evaluate_together(
                 records[row].append(run.count(indices, samples))
             bar.update(len(samples))
     found = {row: collect(run, records[row], order, bootstrap) for row, run in runs.items()}
-    return {row: dataclasses.replace(one, seconds=math.nan) for row, one in found.items()}
+    unknown = np.full(len(order), math.nan)
+    return {row: dataclasses.replace(one, seconds=unknown) for row, one in found.items()}

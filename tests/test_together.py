@@ -28,6 +28,7 @@ def test_counts_are_those_of_separate_runs(voc: Path) -> None:
         np.testing.assert_array_equal(found[row].areas, alone.areas)
         np.testing.assert_array_equal(found[row].confusion, alone.confusion)
         assert found[row].ids == alone.ids and found[row].interval == alone.interval
+        np.testing.assert_array_equal(found[row].image_scores, alone.image_scores)
         assert math.isnan(found[row].seconds_per_image)
 
 
