@@ -31,9 +31,9 @@ class Method(Protocol):
 
 
 class Refiner(Protocol):
-    """Sharpens the score maps of one image: [K, h, w] -> [K, h', w']."""
+    """Sharpens the score maps of images: [K, h, w] -> [K, h', w'] each."""
 
-    def __call__(self, scores: Tensor, image: Image.Image) -> Tensor: ...
+    def __call__(self, scores: Sequence[Tensor], images: Sequence[Image.Image]) -> list[Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Segmenter:
 
     Attributes:
         method: gives the score maps.
-        refiners: applied one after another to each image's maps.
+        refiners: applied one after another to the images' maps.
         decision: turns the maps, upsampled to the image's size, into labels.
     """
 
@@ -73,16 +73,18 @@ class Segmenter:
 
     def _segment(self, images: list[Image.Image], vocabulary: Vocabulary) -> list[Segmentation]:
         with torch.no_grad():  # a method that needs gradients enables them itself
-            maps = self.method.score(images, vocabulary) if images else []
+            coarse = self.method.score(images, vocabulary) if images else []
+            refined = coarse
+            for refine in (*getattr(self.method, "refiners", ()), *self.refiners):
+                refined = refine(refined, images)
             return [
-                self._finish(coarse, image, vocabulary)
-                for coarse, image in zip(maps, images, strict=True)
+                self._finish(*maps, vocabulary)
+                for maps in zip(refined, coarse, images, strict=True)
             ]
 
-    def _finish(self, coarse: Tensor, image: Image.Image, vocabulary: Vocabulary) -> Segmentation:
-        scores = coarse
-        for refine in (*getattr(self.method, "refiners", ()), *self.refiners):
-            scores = refine(scores, image)
+    def _finish(
+        self, scores: Tensor, coarse: Tensor, image: Image.Image, vocabulary: Vocabulary
+    ) -> Segmentation:
         # CLIPer, Table 2: a class's image score is its maximum, the mean of coarse and refined.
         image_scores = 0.5 * scores.amax((1, 2)) + 0.5 * coarse.amax((1, 2))
         labels = decide(self.decision, scores, (image.height, image.width), image_scores)

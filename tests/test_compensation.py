@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ import ovss
 from clips import noise, save_clip
 from diffusions import save_diffusion
 from ovss.backbones.clip import ClipBackbone
-from ovss.backbones.diffusion import DiffusionBackbone
+from ovss.backbones.diffusion import DiffusionBackbone, LazyMap
 from ovss.errors import OvssError, UnknownNameError
 from ovss.methods.cliper import Cliper
+from ovss.refine import compensation
 from ovss.refine.compensation import MODES, Compensation, apply_map, compensate, refine
 from ovss.vocabulary import Vocabulary
 
@@ -125,7 +127,66 @@ def test_values_that_do_not_fit(maps: list[Tensor], scores: Tensor) -> None:
         refine(torch.zeros(1, 2, 2), [torch.ones(1, 35, 35)])
 
 
+def test_large_maps_are_not_held(
+    maps: list[Tensor], scores: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = compensate(scores, maps)
+    monkeypatch.setattr(compensation, "HELD_VALUES", L * L - 1)
+    torch.testing.assert_close(compensate(scores, maps), held)
+
+
 # ---- in CLIPer
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_maps_made_from_queries_and_keys_refine_as_those_made_before(
+    diffusion: DiffusionBackbone, mode: Any, threshold: float | None
+) -> None:
+    picture, coarse = noise(60, 44), torch.rand(3, 5, 4)
+    index = 2 * diffusion.self_attention(-4).heads - 1  # of the second layer
+    (found,) = Compensation(diffusion, mode, index)([coarse], [picture], threshold)
+    expected = refine(coarse, diffusion.attention(picture), mode, index, threshold)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_goes_through_the_model_together(
+    diffusion: DiffusionBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, coarse = [noise(60, 44, seed) for seed in range(3)], torch.rand(3, 2, 5, 4)
+    refiner = Compensation(diffusion)
+    alone = [refiner([scores], [one])[0] for scores, one in zip(coarse, pictures, strict=True)]
+    sizes: list[int] = []
+    encode = diffusion.latents
+    monkeypatch.setattr(
+        diffusion, "latents", lambda pixels: sizes.append(len(pixels)) or encode(pixels)
+    )
+    monkeypatch.setattr(compensation, "BATCH_PIXELS", 2 * diffusion.size**2)
+    together = refiner(list(coarse), pictures)
+    assert sizes == [2, 1] and not torch.allclose(together[0], together[1])
+    for ours, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_single_makes_one_map_of_one_layer(
+    diffusion: DiffusionBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, ...]] = []
+    made: list[LazyMap] = []
+    run, make = diffusion.projections, LazyMap.__getitem__
+    monkeypatch.setattr(
+        diffusion,
+        "projections",
+        lambda images, layers, *rest: asked.append(layers) or run(images, layers, *rest),
+    )
+    monkeypatch.setattr(
+        LazyMap, "__getitem__", lambda one, rows: made.append(one) or make(one, rows)
+    )
+    heads = diffusion.self_attention(-4).heads
+    Compensation(diffusion, "single", heads)([torch.rand(2, 5, 4)], [noise(60, 44)])
+    assert asked == [(-6,)] and len({id(one) for one in made}) == 1
+    with pytest.raises(OvssError, match=f"index must be 0 to {2 * heads - 1}, got {2 * heads}"):
+        Compensation(diffusion, "single", 2 * heads)([torch.rand(2, 5, 4)], [noise(60, 44)])
 
 
 def test_unknown_mode(diffusion: DiffusionBackbone) -> None:
@@ -143,7 +204,7 @@ def test_variants_normalise_in_their_own_ways(
     method = Cliper(clip, variant, attention_threshold=0.3, compensation=Compensation(diffusion))  # type: ignore[arg-type]
     (coarse,) = method.score([picture], words)
     (refiner,) = method.refiners
-    found = refiner(coarse, picture)
+    (found,) = refiner([coarse], [picture])
     side = F.interpolate(coarse[None], (8, 8), mode="bilinear")[0].flatten(1)  # [K, L]
     heads = [plain(head, threshold) for layer in diffusion.attention(picture) for head in layer]
     expected = (reduce(torch.matmul, heads) @ side.T).T.reshape(3, 8, 8)
@@ -168,7 +229,7 @@ def test_segmenter_scores_images_by_coarse_and_refined_maps(
     expected = 0.5 * found.scores.amax((1, 2)) + 0.5 * coarse.amax((1, 2))
     torch.testing.assert_close(seen[0], expected)
     again = segmenter([noise(30, 30, 5), picture], "cat, dog")[1]
-    torch.testing.assert_close(again.scores, found.scores)
+    torch.testing.assert_close(again.scores, found.scores, rtol=1e-4, atol=1e-4)
 
 
 def test_load_takes_folders_and_compensations(

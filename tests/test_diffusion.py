@@ -76,6 +76,17 @@ def test_batch_equals_single_images(backbone: DiffusionBackbone) -> None:
             torch.testing.assert_close(batch[index], single, rtol=1e-4, atol=1e-4)
 
 
+def test_projections_give_the_maps_one_at_a_time(backbone: DiffusionBackbone) -> None:
+    pictures = [noise(50, 40), noise(33, 64, seed=1)]
+    layers = (-6, -4)
+    maps = backbone.attention(pictures, layers)
+    for found, whole in zip(backbone.projections(pictures, layers), maps, strict=True):
+        heads, length = whole.shape[1:3]
+        assert found.query.shape[:3] == found.key.shape[:3] == (2, heads, length)
+        torch.testing.assert_close(found.map(1, heads - 1), whole[1, heads - 1])
+        torch.testing.assert_close(found.heads(1)[0][3:5], whole[1, 0, 3:5])
+
+
 def test_noise_is_seeded_or_given(backbone: DiffusionBackbone) -> None:
     picture = noise(50, 40)
     first, again, given, other = (

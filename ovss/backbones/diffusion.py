@@ -2,7 +2,8 @@
 
 As in CLIPer (arXiv 2411.13836), section 3.3: the image's latent gets the noise of one time step,
 goes through the U-Net once with an empty prompt, and A is the attention between its L positions.
-All work is done by diffusers' and transformers' own modules.
+Only queries and keys are kept, `Projection`; a map [L, L] is made when it is read. All work is done
+by diffusers' and transformers' own modules.
 """
 
 from __future__ import annotations
@@ -139,6 +140,25 @@ class DiffusionBackbone:
     # ---- attention
 
     @torch.no_grad()
+    def projections(
+        self,
+        images: Sequence[Image.Image],
+        layers: Sequence[int] = LAYERS,
+        step: int = STEP,
+        noise: int | torch.Generator | Tensor = 0,
+    ) -> list[Projection]:
+        """The queries and keys of B RGB images in some self-attention layers, in their order.
+
+        Args:
+            layers: indices into `attentions`, even (self-attention).
+            step: index into the list of time steps, see `timestep`.
+            noise: a seed, a generator, or the noise itself [1 or B, 4, h, w].
+        """
+        latents = self.latents(torch.stack([self.preprocess(image) for image in images]))
+        given = noise if isinstance(noise, Tensor) else self.noise(noise)
+        return self.latent_projections(latents, given, layers, step)
+
+    @torch.no_grad()
     def attention(
         self,
         images: Image.Image | Sequence[Image.Image],
@@ -146,52 +166,107 @@ class DiffusionBackbone:
         step: int = STEP,
         noise: int | torch.Generator | Tensor = 0,
     ) -> list[Tensor]:
-        """The self-attention maps of `images` in some layers.
-
-        Args:
-            images: one RGB image, or a list of B.
-            layers: indices into `attentions`, even (self-attention).
-            step: index into the list of time steps, see `timestep`.
-            noise: a seed, a generator, or the noise itself [1 or B, 4, h, w].
+        """The self-attention maps of `images`, all heads at once; see `projections`.
 
         Returns:
-            For each layer, in the order of `layers`, softmax(q k^T / sqrt(d)): [heads, L, L] for
-            one image, [B, heads, L, L] for a list.
+            For each layer softmax(q k^T / sqrt(d)): [heads, L, L] for one image, [B, heads, L, L]
+            for a list.
         """
         single = isinstance(images, Image.Image)
         batch = [images] if isinstance(images, Image.Image) else images
-        latents = self.latents(torch.stack([self.preprocess(image) for image in batch]))
-        given = noise if isinstance(noise, Tensor) else self.noise(noise)
-        maps = self.latent_attention(latents, given, layers, step)
+        maps = [found.maps() for found in self.projections(batch, layers, step, noise)]
         return [found[0] for found in maps] if single else maps
 
     @torch.no_grad()
-    def latent_attention(
+    def latent_projections(
         self, latents: Tensor, noise: Tensor, layers: Sequence[int] = LAYERS, step: int = STEP
-    ) -> list[Tensor]:
-        """Latents and noise [B, 4, h, w] -> maps [B, heads, L, L] of `layers`.
+    ) -> list[Projection]:
+        """The same, of latents and noise [B, 4, h, w].
 
-        Nothing behind the last of them is computed, its values and output included.
+        Nothing behind the last layer's queries and keys is computed.
         """
-        chosen = [self._self_attention(layer) for layer in layers]
+        chosen = [self.self_attention(layer) for layer in layers]
         time = self.timestep(step).to(self.device)
         added = noise.to(latents).expand_as(latents)
         noisy = self.scheduler.add_noise(latents, added, time.expand(len(latents)))
         prompt = self.prompt.expand(len(latents), -1, -1)
-        with recording(chosen, self.attentions) as maps:
+        with recording(chosen, self.attentions) as sides:
             self.unet(noisy, time, encoder_hidden_states=prompt)
-        return [rearrange(maps[id(one)], "(b h) l m -> b h l m", b=len(latents)) for one in chosen]
+        return [_projection(module, sides) for module in chosen]
 
-    def _self_attention(self, layer: int) -> Any:
+    def self_attention(self, layer: int) -> Any:
+        """The module of an even index into `attentions`."""
         count = len(self.attentions)
         if not -count <= layer < count or layer % 2:  # the list is of even length
             raise OvssError(f"layer must be an even index from {-count} to {count - 1}: {layer}")
         return self.attentions[layer]
 
 
+# ---- queries and keys
+
+
+@dataclass(frozen=True)
+class LazyMap:
+    """One head's map A = softmax(scale q k^T) [L, L]; slices of it are made when they are read."""
+
+    query: Tensor  # [L, d]
+    key: Tensor  # [L, d]
+    scale: float
+
+    @property
+    def device(self) -> torch.device:
+        """Where its rows are made."""
+        return self.query.device
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Some rows [R, L], float32."""
+        query, key = self.query[rows].float(), self.key.float()
+        logits = torch.addmm(query.new_empty(()), query, key.mT, beta=0, alpha=self.scale)
+        return logits.softmax(-1)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The queries and keys [B, heads, L, d] of one self-attention layer."""
+
+    query: Tensor
+    key: Tensor
+    scale: float
+
+    def heads(self, image: int) -> list[LazyMap]:
+        """The maps of one image, not made yet."""
+        pairs = zip(self.query[image], self.key[image], strict=True)
+        return [LazyMap(query, key, self.scale) for query, key in pairs]
+
+    def map(self, image: int, head: int) -> Tensor:
+        """One head's map [L, L], of the model's dtype."""
+        return self.heads(image)[head][:].to(self.query.dtype)
+
+    def maps(self) -> Tensor:
+        """All maps [B, heads, L, L]."""
+        length = self.query.shape[2]
+        maps = self.query.new_empty(*self.query.shape[:2], length, length)
+        for image, head in np.ndindex(*maps.shape[:2]):
+            maps[image, head] = self.map(image, head)
+        return maps
+
+
+Sides = dict[int, list[Tensor]]  # id of an attention module -> queries, keys [B, L, heads * d]
+
+
+def _projection(module: Any, sides: Sides) -> Projection:
+    query, key = (
+        rearrange(side, "b l (h d) -> b h l d", h=module.heads) for side in sides[id(module)]
+    )
+    return Projection(query, key, float(module.scale))
+
+
 @contextmanager
-def recording(chosen: Sequence[Any], order: Sequence[Any]) -> Iterator[dict[int, Tensor]]:
-    """Within it, the `chosen` attention modules keep their maps, under `id(module)`.
+def recording(chosen: Sequence[Any], order: Sequence[Any]) -> Iterator[Sides]:
+    """Within it, queries and keys of the `chosen` attention modules are kept.
 
     The forward pass ends at the last of them, in `order`, and so does the block. Afterwards all
     modules are as they were.
@@ -199,40 +274,26 @@ def recording(chosen: Sequence[Any], order: Sequence[Any]) -> Iterator[dict[int,
     if not chosen:
         raise OvssError("give at least one layer")
     last = max(chosen, key=lambda module: next(i for i, m in enumerate(order) if m is module))
-    maps: dict[int, Tensor] = {}
-    before = [(module, module.processor) for module in chosen]
+    sides: Sides = {id(module): [] for module in chosen}
+
+    def keep(module: Any, side: Tensor) -> None:
+        sides[id(module)].append(side)
+        if module is last and len(sides[id(module)]) == 2:
+            raise _Finished
+
+    handles = [
+        layer.register_forward_hook(lambda _, __, side, module=module: keep(module, side))
+        for module in dict.fromkeys(chosen)
+        for layer in (module.to_q, module.to_k)  # diffusers calls them in this order
+    ]
     try:
-        for module in chosen:
-            module.set_processor(_Keep(maps, final=module is last))
-        yield maps
+        yield sides
     except _Finished:
         pass
     finally:
-        for module, processor in before:
-            module.processor = processor
+        for handle in handles:
+            handle.remove()
 
 
 class _Finished(Exception):
-    """All maps that were asked for are there."""
-
-
-@dataclass(frozen=True)
-class _Keep:
-    """An attention processor of diffusers that keeps the map [B * heads, L, L]."""
-
-    maps: dict[int, Tensor]
-    final: bool
-
-    def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        """The attention's output, unless nobody needs it."""
-        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
-        key = attn.head_to_batch_dim(attn.to_k(hidden_states))
-        weights = attn.get_attention_scores(query, key)
-        self.maps[id(attn)] = weights
-        if self.final:
-            raise _Finished
-        value = attn.head_to_batch_dim(attn.to_v(hidden_states))
-        mixed = attn.batch_to_head_dim(weights @ value)
-        for module in attn.to_out:
-            mixed = module(mixed)
-        return mixed
+    """All that was asked for is there."""

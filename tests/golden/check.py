@@ -110,7 +110,7 @@ class Case:
         if refinement != "None":
             method = self.method(variant, compensation=self.diffusion.compensation(refinement))
             for refine in method.refiners:
-                refined = refine(refined, self.diffusion.image)
+                (refined,) = refine([refined], [self.diffusion.image])
         image_scores = 0.5 * refined.amax((1, 2)) + 0.5 * scores.amax((1, 2))
         return refined.numpy(), image_scores.numpy()
 
