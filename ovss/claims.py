@@ -56,10 +56,8 @@ class Claim:
         return [self._test(*pair, profile, resamples, seed) for pair in self.cells]
 
     def verdict(self, profile: str = "lab", resamples: int = 1000, seed: int = 0) -> Verdict:
-        """Holds if every pair holds, does not hold if one does not, else undecided."""
-        verdicts = {test.verdict for test in self.tests(profile, resamples, seed)}
-        order: tuple[Verdict, ...] = ("does not hold", "not run yet", "undecided", "holds")
-        return next(verdict for verdict in order if verdict in verdicts)
+        """That of all its pairs together, see `verdict_of`."""
+        return verdict_of(self.tests(profile, resamples, seed))
 
     def _test(self, greater: Cell, smaller: Cell, profile: str, resamples: int, seed: int) -> Test:
         first, second = (
@@ -70,6 +68,13 @@ class Claim:
             return Test(greater, smaller, None, "not run yet")
         difference = paired_difference(first, second, resamples, seed, self.metric)
         return Test(greater, smaller, difference, judge(difference, self.margin))
+
+
+def verdict_of(tests: Iterable[Test]) -> Verdict:
+    """Holds if every test holds, does not hold if one does not, else undecided."""
+    verdicts = {test.verdict for test in tests}
+    order: tuple[Verdict, ...] = ("does not hold", "not run yet", "undecided", "holds")
+    return next(verdict for verdict in order if verdict in verdicts)
 
 
 def paired_difference(
