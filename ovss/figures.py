@@ -169,7 +169,7 @@ def bars_with_intervals(cells: pd.DataFrame, ylabel: str = "mIoU (%)") -> Figure
 def differences(
     gaps: Mapping[str, Sequence[float]], xlabel: str = "difference of mIoU (points)"
 ) -> Figure:
-    """Differences with their intervals, (value, low, high) each, one below the other around zero."""
+    """Differences (value, low, high), one below the other, around a line at zero."""
     value, low, high = np.array(list(gaps.values()), dtype=float).reshape(-1, 3).T
     lines = np.arange(len(gaps))
     with plt.rc_context(STYLE):
