@@ -8,11 +8,13 @@ from random import Random
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 
 from ovss.backbones.diffusion import DiffusionBackbone
 from ovss.errors import OvssError
 from ovss.lab.pretrain import sd_model
 from ovss.lab.pretrain.sd import Latent, Trainer, train, unit
+from ovss.lab.pretrain.sd_attention import attending, context, supervised
 from ovss.lab.pretrain.sd_recipe import Batches, Recipe, Stage, describe, tokenize
 from ovss.lab.scenes import STUFF_NAMES, render
 
@@ -73,17 +75,40 @@ def test_stages_follow_one_another(tokenizer: object) -> None:
 
 
 def test_the_noise_is_told_from_the_latent(tokenizer: object) -> None:
-    """A denoiser that is given the noise would have no error; one that says nothing, one."""
+    """A U-Net that says nothing has an error of one; the autoencoder and the average stay."""
     torch.manual_seed(0)
     model = Latent(tokenizer)
     pixels, tokens = unit(torch.randint(0, 256, (4, 3, 64, 64))), tokenize(tokenizer, ["a"] * 4)
     for parameter in model.denoiser["unet"].conv_out.parameters():
         torch.nn.init.zeros_(parameter)
-    loss = model.noise_loss(model.denoiser, pixels, tokens)
-    assert float(loss.detach()) == pytest.approx(1.0, abs=0.1)
+    modules = supervised(model.denoiser["unet"])
+    before = [module.processor for module in modules]
+    loss = model.noise_loss(pixels, tokens)
+    assert 0.9 < float(loss.detach()) < 2.5, "the noise, and at most the latents' variance"
     loss.backward()
+    assert [module.processor for module in modules] == before
     assert all(p.grad is None for p in model.vae.parameters()), "the autoencoder is finished"
     assert all(p.grad is None for p in model.average.parameters())
+    assert all(module.to_q.weight.grad.abs().sum() > 0 for module in modules)
+
+
+def test_attention_that_keeps_to_its_half_tells_the_latent() -> None:
+    """Two flat halves: told without error where attention keeps to the half, else by chance."""
+    latents = torch.ones(1, 1, 16, 16)
+    latents[..., 8:, :] = -1
+    attention = Attention(2, heads=1, dim_head=2, bias=False, out_bias=False)
+    half = latents.flatten()[None, :, None].repeat(1, 1, 2)  # [1, L, 2]
+    found = []
+    for sharpness in (0.0, 30.0):
+        attention.to_q.weight.data = sharpness * torch.eye(2)
+        attention.to_k.weight.data = torch.eye(2)
+        with attending([attention], latents, torch.ones(1)) as errors:
+            attention(half)
+        target = context(latents)
+        raw = (target[..., 0] - target[..., 0].mean()).square().mean()
+        found.append(float(errors[0]) / float(raw))
+    assert found[0] > 1, "the mean of the others leans to the other half"
+    assert found[1] < 0.25, "what is left are the means across the border"
 
 
 def test_the_latents_have_variance_one_and_the_average_follows(tokenizer: object) -> None:

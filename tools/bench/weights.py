@@ -128,8 +128,8 @@ def diffusion(sizes: Sizes, image: Image.Image, device: str) -> DiffusionBackbon
         "up_block_types": ("UpDecoderBlock2D",) * stages,
     }
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**sizes.unet, use_linear_projection=True)
-        vae = AutoencoderKL(**sizes.vae, **coders, layers_per_block=2)
+        unet: Any = UNet2DConditionModel(**sizes.unet, use_linear_projection=True)
+        vae: Any = AutoencoderKL(**sizes.vae, **coders, layers_per_block=2)
     scheduler = PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

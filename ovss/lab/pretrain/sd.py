@@ -26,7 +26,7 @@ from ovss.lab.cards import origin, write_card
 from ovss.lab.pretrain import sd_model
 from ovss.lab.pretrain.sd_attention import attending, supervised
 from ovss.lab.pretrain.sd_measure import measure
-from ovss.lab.pretrain.sd_recipe import Batches, Recipe
+from ovss.lab.pretrain.sd_recipe import LESSONS, Batches, Recipe
 from ovss.lab.pretrain.training import Batch, Progress, adamw, run
 from ovss.lab.scenes import render
 
@@ -183,5 +183,6 @@ def _finish(trainer: Trainer, folder: Path) -> None:
         **origin(),
         "tune": measure(backbone, "tune", recipe.card_scenes),
         "val": measure(backbone, "val", recipe.card_scenes),
+        "tried": list(LESSONS),
     }
     write_card(folder, trainer.curve, card, "unet/diffusion_pytorch_model.safetensors")
