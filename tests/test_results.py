@@ -163,6 +163,17 @@ def test_image_level_numbers_are_those_of_the_metrics(results_folder: Path) -> N
         results.record(result(), "t2", "b", threshold=0.5)
 
 
+def test_a_star_makes_another_row(results_folder: Path) -> None:
+    one, other = result(0.9), result(0.3)
+    results.record(one, "e", "CLIPer* (text)")
+    results.record(other, "e", "CLIPer (text)")
+    kept = [results.read_counts("e", row, "lab-21") for row in ("CLIPer* (text)", "CLIPer (text)")]
+    assert [(k.areas == r.areas).all() for k, r in zip(kept, (one, other), strict=True) if k] == [
+        True,
+        True,
+    ]
+
+
 def test_claims_about_image_scores(results_folder: Path) -> None:
     for row, hit in (("good", 0.8), ("bad", 0.4)):
         results.record(scored(hit), "t2", row, threshold=0.5)
