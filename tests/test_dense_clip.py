@@ -15,7 +15,6 @@ from ovss import Vocabulary
 from ovss.backbones.clip import ClipBackbone
 from ovss.decide import Argmax, Threshold
 from ovss.errors import OvssError, UnknownNameError
-from ovss.methods import METHODS
 from ovss.methods.dense_clip import PRESETS, DenseClip
 
 WORDS = Vocabulary((("cat", "kitten"), ("dog",), ("tree",)), ("sky",))
@@ -136,7 +135,7 @@ def test_unknown_values(backbone: ClipBackbone) -> None:
 # ---- ovss.load
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*PRESETS, "cliper"])
 def test_load(backbone: ClipBackbone, name: str) -> None:
     segmenter = ovss.load(name, clip=backbone, short_side=32)
     assert segmenter.method.name == name and segmenter.decision == Argmax()

@@ -107,9 +107,9 @@ def _published(name: str, entry: Checkpoint) -> LoadedClip:
 
 
 def _from_folder(folder: Path) -> LoadedClip:
-    config = _read_json(_one_of(folder, CONFIGS))
+    config = read_json(_one_of(folder, CONFIGS))
     weights = _one_of(folder, WEIGHTS)
-    _compare_with_card(folder / "card.json", weights)
+    compare_with_card(folder / "card.json", weights)
     return _assemble(config, weights, folder.name)
 
 
@@ -184,9 +184,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _compare_with_card(card: Path, weights: Path) -> None:
+def compare_with_card(card: Path, weights: Path) -> None:
     """The zoo's cards hold the SHA-256 of the weights: a flipped byte is seen too."""
-    expected = _read_json(card).get("sha256") if card.exists() else None
+    expected = read_json(card).get("sha256") if card.exists() else None
     if isinstance(expected, str) and expected != sha256(weights):
         raise CheckpointError(
             f"{weights} is damaged (its SHA-256 is not that of card.json): {remedy(weights)}"
@@ -200,7 +200,7 @@ def _one_of(folder: Path, names: Sequence[str]) -> Path:
     raise CheckpointError(f"{folder} holds no {' or '.join(names)}: {remedy(folder)}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from .. import paths
 from ..errors import CheckpointError, UnknownNameError
 
-ZOO = ("clip",)  # miniature models trained by `make zoo`, kept in data/lab/zoo/<name>
+ZOO = ("clip", "dino", "sd")  # miniature models trained by `make zoo`, kept in data/lab/zoo/<name>
 
 
 @dataclass(frozen=True)

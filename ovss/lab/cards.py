@@ -27,7 +27,7 @@ def save_model(
 ) -> None:
     """Write a model folder; every file whole or not at all, the card last."""
     halves = {name: tensor.detach().cpu().half().contiguous() for name, tensor in weights.items()}
-    content = save(halves)
+    content = save(halves, metadata={"format": "pt"})  # transformers asks for it
     _write(folder / "model.safetensors", content)
     _write(folder / "config.json", _json(config))
     write_curve(folder / "curve.csv", curve)

@@ -1,4 +1,4 @@
-"""Retrain the lab's models: `python -m ovss.lab.zoo [clip]`, or `make zoo [MODEL=clip]`."""
+"""Retrain the lab's models: `python -m ovss.lab.zoo [clip dino]`, or `make zoo [MODEL=clip]`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 from ovss import paths
 from ovss.errors import OvssError
-from ovss.lab.pretrain import clip
+from ovss.lab.pretrain import clip, dino
 
-RECIPES: dict[str, Callable[[Path, str], None]] = {"clip": clip.train}
+RECIPES: dict[str, Callable[[Path, str], None]] = {"clip": clip.train, "dino": dino.train}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..backbones.clip import ClipBackbone
 from ..backbones.diffusion import DiffusionBackbone
+from ..backbones.dino import DinoBackbone
 from ..decide import Argmax, Rule
 from ..errors import OvssError, UnknownNameError
 from ..refine.compensation import Compensation
@@ -19,13 +20,15 @@ from ..segmenter import Method
 from .cliper import Cliper
 from .configs import CONFIGS, CliperConfig, templates
 from .dense_clip import PRESETS, SUMMARIES, DenseClip
+from .proxyclip import ProxyClip
 
+Loaded = TypeVar("Loaded", ClipBackbone, DinoBackbone)
 Builder = Callable[..., tuple[Method, Rule]]  # (profile, **options) -> method and decision
 
 # What a profile changes about every method's defaults; the papers' own are in the classes.
 PROFILES: dict[str, dict[str, Any]] = {
-    "lab": {"clip": "clip", "short_side": 128},
-    "paper": {"clip": "ViT-B-16-quickgelu/openai"},
+    "lab": {"clip": "clip", "dino": "dino", "short_side": 128},
+    "paper": {"clip": "ViT-B-16-quickgelu/openai", "dino": "dino-vitb8"},
 }
 PROFILES["smoke"] = PROFILES["lab"]
 SHARED = ("clip", "device", "dtype", "decision")  # options of every method
@@ -67,6 +70,20 @@ def build_cliper(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
     return method, options.get("decision") or decision
 
 
+def build_proxyclip(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
+    """ProxyCLIP: CLIP's last values mixed by a DINO's affinities; argmax decides.
+
+    Args:
+        options: the attributes of `ProxyClip`; `clip` and `dino` (name, folder or a backbone),
+            `device`, `dtype` and `decision`.
+    """
+    _check("proxyclip", options, _option_names(ProxyClip))
+    values = {**_profile(profile), **options}
+    values["dino"] = _load(DinoBackbone, "dino", values)
+    method = ProxyClip(_backbone(values), **_method_options(ProxyClip, values))
+    return method, options.get("decision") or Argmax()
+
+
 def _preset(name: str) -> Builder:
     """The builder of one preset, with its own line of documentation."""
     builder = partial(build_dense, name)
@@ -76,6 +93,7 @@ def _preset(name: str) -> Builder:
 
 METHODS: dict[str, Builder] = {
     **{name: _preset(name) for name in PRESETS},
+    "proxyclip": build_proxyclip,
     "cliper": build_cliper,
 }
 
@@ -99,13 +117,18 @@ def _profile(profile: str) -> dict[str, Any]:
 
 def _backbone(values: Mapping[str, Any]) -> ClipBackbone:
     """Load what `clip`, `device` and `dtype` say."""
-    source = values["clip"]
-    if isinstance(source, ClipBackbone):
+    return _load(ClipBackbone, "clip", values)
+
+
+def _load(kind: type[Loaded], option: str, values: Mapping[str, Any]) -> Loaded:
+    """The backbone that an option holds or names."""
+    source = values[option]
+    if isinstance(source, kind):
         return source
     if not isinstance(source, str | Path):
-        raise OvssError(f"clip must be a name, a folder or a ClipBackbone, got {source!r}")
+        raise OvssError(f"{option} must be a name, a folder or a {kind.__name__}, got {source!r}")
     dtype = _dtype(values.get("dtype", torch.float32))
-    return ClipBackbone.load(source, device=values.get("device", "cpu"), dtype=dtype)
+    return kind.load(source, device=values.get("device", "cpu"), dtype=dtype)
 
 
 def _compensation(values: Mapping[str, Any]) -> Compensation | None:

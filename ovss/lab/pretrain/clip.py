@@ -11,8 +11,8 @@ where it was saved.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,45 +22,37 @@ from open_clip.transformer import PatchDropout
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ovss import paths
 from ovss.backbones.clip import ClipBackbone
 from ovss.backbones.loading import BpeTokenizer
-from ovss.errors import OvssError
 from ovss.lab.cards import origin, save_model
 from ovss.lab.pretrain.measure import measure
 from ovss.lab.pretrain.recipe import LESSONS, MODEL, READ, Batches, Recipe
 from ovss.lab.pretrain.text import train_tokenizer
+from ovss.lab.pretrain.training import Batch, Progress, adamw, run
 from ovss.lab.pretrain.views import MEAN, STD, Views, contrastive_loss, normalise, unit
 from ovss.lab.scenes import render
 
 
-class Trainer:
-    """Model, optimiser and progress; saved and restored as one."""
+class Trainer(Progress):
+    """CLIP and its views, compiled."""
+
+    model: Any
 
     def __init__(self, recipe: Recipe, device: str) -> None:
-        torch.manual_seed(recipe.seed)
-        self.recipe, self.device = recipe, device
+        super().__init__(recipe, device)
         self.model = open_clip.CLIP(**MODEL).to(device)
         self.visual: Any = torch.compile(Views(self.model.visual), dynamic=False)
         self.text: Any = torch.compile(self.model.encode_text, dynamic=False)
-        decay = [p for p in self.model.parameters() if p.ndim >= 2]
-        plain = [p for p in self.model.parameters() if p.ndim < 2]
-        groups: list[dict[str, Any]] = [
-            {"params": decay, "weight_decay": recipe.weight_decay},
-            {"params": plain},
-        ]
-        self.optimiser = torch.optim.AdamW(
-            groups, recipe.rate, (0.9, 0.98), weight_decay=0.0, fused=True
-        )
-        self.step = self.images = 0
+        self.optimiser = adamw(self.model, recipe.rate, recipe.weight_decay, 0.98)
         self.dropped = 0.0
-        self.seconds = 0.0
-        self.best = -1.0
-        self.best_weights: dict[str, Tensor] = {}
-        self.curve: list[dict[str, float]] = []
+
+    def advance(self, batch: Batch) -> float:
+        """One step on (pixels, tokens)."""
+        self.model.train()
+        self.set_patch_dropout(self.recipe.stage(self.step).patch_dropout)
+        return float(self.train_step(*batch))
 
     def train_step(self, pixels: Tensor, tokens: Tensor) -> Tensor:
         for group in self.optimiser.param_groups:
@@ -93,25 +85,6 @@ class Trainer:
         device = torch.device(self.device)
         return ClipBackbone(self.model, tokenize, MEAN, STD, "clip", "in training", device)
 
-    def state(self) -> dict[str, Any]:
-        keep = ("step", "images", "seconds", "best", "best_weights", "curve")
-        state = {key: getattr(self, key) for key in keep}
-        state["recipe"] = repr(self.recipe)
-        return {**state, "model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state.
-
-        Raises:
-            OvssError: the state belongs to another recipe.
-        """
-        if state.pop("recipe") != repr(self.recipe):
-            raise OvssError("training.pt belongs to another recipe: delete it to start anew")
-        self.model.load_state_dict(state.pop("model"))
-        self.optimiser.load_state_dict(state.pop("optimiser"))
-        for key, value in state.items():
-            setattr(self, key, value)
-
 
 def train(folder: Path, device: str = "cpu", recipe: Recipe | None = None) -> None:
     """Run the recipe and write the model to `folder`; progress is kept beside it until the end."""
@@ -120,23 +93,14 @@ def train(folder: Path, device: str = "cpu", recipe: Recipe | None = None) -> No
     tokenizer = _tokenizer()
     with paths.atomic(folder / "tokenizer.json") as file:
         file.write(tokenizer.to_str(pretty=True).encode())
-    trainer, saved = Trainer(recipe, device), folder / "training.pt"
-    if saved.exists():
-        trainer.restore(torch.load(saved, weights_only=True, map_location=device))
-    batches = DataLoader(
-        Batches(recipe, tokenizer, trainer.step), batch_size=None, num_workers=1, prefetch_factor=8
+    trainer = Trainer(recipe, device)
+    run(
+        trainer,
+        folder,
+        partial(Batches, recipe, tokenizer),
+        lambda loss: _examine(trainer, folder / "tokenizer.json", loss),
+        lambda: _finish(trainer, folder),
     )
-    with tqdm(total=recipe.images, initial=trainer.images, unit="image", smoothing=0.01) as bar:
-        for pixels, tokens in batches:
-            loss = _advance(trainer, pixels.to(device), tokens.to(device))
-            bar.update(len(pixels))
-            if trainer.images % recipe.evaluate_every < len(pixels) or trainer.step == recipe.steps:
-                _examine(trainer, folder / "tokenizer.json", loss)
-                bar.set_postfix(trainer.curve[-1])
-                with paths.atomic(saved) as file:
-                    torch.save(trainer.state(), file)
-    _finish(trainer, folder)
-    saved.unlink()
 
 
 def _tokenizer() -> Tokenizer:
@@ -148,29 +112,11 @@ def _tokenizer() -> Tokenizer:
     )
 
 
-def _advance(trainer: Trainer, pixels: Tensor, tokens: Tensor) -> float:
-    """One step of training, timed."""
-    start = time.perf_counter()
-    trainer.model.train()
-    trainer.set_patch_dropout(trainer.recipe.stage(trainer.step).patch_dropout)
-    loss = float(trainer.train_step(pixels, tokens))
-    trainer.seconds += time.perf_counter() - start
-    return loss
-
-
 def _examine(trainer: Trainer, tokenizer: Path, loss: float) -> None:
     """Add a point to the curve; keep the weights if they are the best so far."""
     trainer.model.eval()
     point = measure(trainer.backbone(tokenizer), "tune", trainer.recipe.curve_scenes)
-    trainer.curve.append(
-        {"images": trainer.images, "seconds": trainer.seconds, "loss": loss, **point}
-    )
-    score = point["miou"] + point["lab20"]
-    if score > trainer.best:
-        trainer.best = score
-        trainer.best_weights = {
-            k: v.detach().clone() for k, v in trainer.model.state_dict().items()
-        }
+    trainer.add_point({"loss": loss, **point}, point["miou"] + point["lab20"], trainer.model)
 
 
 def _finish(trainer: Trainer, folder: Path) -> None:

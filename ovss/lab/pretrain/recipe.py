@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ovss.lab.captions import Habits
+from ovss.lab.pretrain.training import warmup_cosine
 from ovss.lab.pretrain.views import View
 from ovss.lab.scenes import World, render
 
@@ -106,10 +106,7 @@ class Recipe:
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine to 1 % of the peak."""
-        if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
-        progress = (step - self.warmup) / (self.steps - self.warmup)
-        return self.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        return self.rate * warmup_cosine(step, self.warmup, self.steps)
 
 
 class Batches(IterableDataset[tuple[Tensor, Tensor]]):

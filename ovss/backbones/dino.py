@@ -1,0 +1,87 @@
+"""DINO, opened up: the patch tokens of a self-distilled vision transformer.
+
+The model is transformers' own `ViTModel`; nothing but its last layer's normalised tokens is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from ..errors import OvssError
+
+
+@dataclass(eq=False)
+class DinoBackbone:
+    """A vision transformer trained by self-distillation.
+
+    Attributes:
+        model: transformers' `ViTModel`.
+        mean, std: of the pixels, per channel.
+        name, checkpoint: what it is; name and first 12 hex digits of the weights' SHA-256.
+    """
+
+    model: Any = field(repr=False)
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    name: str
+    checkpoint: str
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> DinoBackbone:
+        """Load a lab zoo name, a DINO of `registry.CHECKPOINTS` or a `save_pretrained` folder.
+
+        Raises:
+            CheckpointError, UnknownNameError: see `dino_loading.load_dino`.
+            OvssError: there is no such device here.
+        """
+        from .dino_loading import load_dino  # transformers takes seconds to import
+
+        found = load_dino(source)
+        try:
+            model = found.model.to(device=torch.device(device), dtype=dtype)
+        except (RuntimeError, AssertionError) as error:
+            raise OvssError(f"cannot use device {str(device)!r}: {error}") from None
+        parts = (found.mean, found.std, found.name, found.checkpoint)
+        return cls(model, *parts, torch.device(device), dtype)
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch in pixels."""
+        return int(self.model.config.patch_size)
+
+    @property
+    def width(self) -> int:
+        """Channels D of a token."""
+        return int(self.model.config.hidden_size)
+
+    def preprocess(self, image: Image.Image, height: int, width: int) -> Tensor:
+        """An RGB image -> normalised pixels [3, h, w] on the CPU, rounded to whole patches."""
+        sides = [max(1, round(side / self.patch)) * self.patch for side in (width, height)]
+        resized = image.resize((sides[0], sides[1]), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255  # [3, h, w]
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (pixels - mean) / std
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, h, w] -> last-layer patch tokens [B, D, h/p, w/p]."""
+        pixels = pixels.to(self.device, self.dtype)
+        tokens = self.model(pixels, interpolate_pos_encoding=True).last_hidden_state
+        height = pixels.shape[2] // self.patch
+        return rearrange(tokens[:, 1:], "b (h w) d -> b d h w", h=height)
