@@ -90,7 +90,7 @@ endif
 
 # Notebooks that only read what the others have measured: they run last, and again when a number
 # under the results folder has changed.
-READERS := $(filter notebooks/5-together/%,$(SOURCES))
+READERS := $(filter notebooks/5-together/% notebooks/appendix/%,$(SOURCES))
 READERS_EXECUTED := $(READERS:notebooks/%.md=$(BUILD)/notebooks/%.ipynb)
 WRITERS_EXECUTED := $(filter-out $(READERS_EXECUTED),$(EXECUTED))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from . import metrics
 from .datasets import Dataset, Sample
@@ -20,6 +22,7 @@ from .vocabulary import Vocabulary
 
 Classes = Literal["all", "image"]
 Record = dict[str, Any]
+Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Run:
         start = time.perf_counter()
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            labels = self._labels(samples)
+            labels, scores = self._found(samples)
         seconds = time.perf_counter() - start
         size = len(self.words)
         pairs = zip(labels, samples, strict=True)
@@ -47,13 +50,16 @@ class Run:
             "areas": _pack(metrics.areas(tables)),
             "confusion": _pack(tables.sum(0)),
             "seconds": seconds,
+            "scores": None if scores is None else _encode(scores),
         }
 
-    def _labels(self, samples: Sequence[Sample]) -> list[IntArray]:
-        if self.classes == "all":
-            found = self.segmenter([sample.image for sample in samples], self.words)
-            return [one.labels.numpy() for one in found]
-        return [self._labels_of_present(sample) for sample in samples]
+    def _found(self, samples: Sequence[Sample]) -> tuple[list[IntArray], Scores | None]:
+        """The labels, and the image scores [B, K] if all classes were asked."""
+        if self.classes == "image":
+            return [self._labels_of_present(sample) for sample in samples], None
+        found = self.segmenter([sample.image for sample in samples], self.words)
+        scores = np.stack([one.image_scores.numpy() for one in found]).astype(np.float32)
+        return [one.labels.numpy() for one in found], scores
 
     def _labels_of_present(self, sample: Sample) -> IntArray:
         """Labels of an image that is asked only for the classes its target holds."""
@@ -71,10 +77,15 @@ def collect(run: Run, records: list[Record], order: list[int], bootstrap: int) -
     place = {index: i for i, index in enumerate(order)}
     area = np.zeros((len(order), 3, side), dtype=np.int64)
     table = np.zeros((side, side), dtype=np.int64)
+    seconds = np.zeros(len(order))
+    scores = None if run.classes == "image" else np.zeros((len(order), side - 1), np.float32)
     for record in records:
         rows = [place[index] for index in record["indices"]]
         area[rows] = _unpack(record["areas"], (len(rows), 3, side))
         table += _unpack(record["confusion"], (side, side))
+        seconds[rows] = record["seconds"] / len(rows)
+        if scores is not None:
+            scores[rows] = _decode(record["scores"], (len(rows), side - 1))
     parts = describe(run.segmenter)
     return Result(
         dataset=run.data.name,
@@ -87,8 +98,9 @@ def collect(run: Run, records: list[Record], order: list[int], bootstrap: int) -
         ids=tuple(run.data.ids[index] for index in order),
         areas=area,
         confusion=table,
-        seconds=sum(record["seconds"] for record in records),
+        seconds=seconds,
         bootstrap=bootstrap,
+        image_scores=scores,
     )
 
 
@@ -120,3 +132,12 @@ def _unpack(packed: list[list[int]], shape: tuple[int, ...]) -> IntArray:
     counts = np.zeros(shape, dtype=np.int64)
     counts.flat[packed[0]] = packed[1]
     return counts
+
+
+def _encode(scores: Scores) -> str:
+    """Exact, and a third of the length of decimal numbers."""
+    return base64.b64encode(scores.astype("<f4").tobytes()).decode()
+
+
+def _decode(text: str, shape: tuple[int, ...]) -> Scores:
+    return np.frombuffer(base64.b64decode(text), dtype="<f4").reshape(shape)

@@ -87,6 +87,7 @@ def _fingerprint(run: Run, order: list[int]) -> Record:
         "split": run.data.split,
         "images": f"{len(order)} ({hashlib.sha256(listing.encode()).hexdigest()[:12]})",
         "classes": run.classes,
+        "counts": "areas, confusion, seconds, scores",
         "words": describe(run.words),
         "seed": run.seed,
         "segmenter": describe(run.segmenter),

@@ -128,36 +128,76 @@ def mean_accuracy(counts: ArrayLike, background: bool = True, epsilon: float = 0
     return float(_mean(accuracy))
 
 
-def average_precision(scores: ArrayLike, present: ArrayLike) -> float:
+def average_precision(
+    scores: ArrayLike, present: ArrayLike, weights: ArrayLike | None = None
+) -> Any:
     """Area under precision over recall of one class: scores [I], present [I] bool.
 
     Equal scores share one threshold. NaN if the class is in no image.
+
+    Args:
+        weights: how often each image counts, [I] or [n, I] for n values at once; once by default.
     """
     score, truth = np.asarray(scores, dtype=np.float64), np.asarray(present, dtype=bool)
-    if not truth.any():
-        return float("nan")
     order = np.argsort(-score, kind="stable")
-    score, truth = score[order], truth[order]
+    drawn = np.ones(len(score)) if weights is None else np.asarray(weights, dtype=np.float64)
+    drawn, score, truth = drawn[..., order], score[order], truth[order]
     last = np.append(score[1:] != score[:-1], True)  # the last image of each tie
-    hits = truth.cumsum()[last]
-    precision = hits / (np.flatnonzero(last) + 1)
-    return float((np.diff(hits, prepend=0) * precision).sum() / truth.sum())
+    guessed = drawn.cumsum(-1)[..., last]  # [..., thresholds]
+    hits = (drawn * truth).cumsum(-1)[..., last]
+    precision = np.divide(hits, guessed, out=np.zeros_like(hits), where=guessed > 0)
+    area = (np.diff(hits, prepend=0) * precision).sum(-1)
+    true = hits[..., -1]
+    return np.divide(area, true, out=np.full(true.shape, np.nan), where=true > 0)[()]
 
 
-def mean_average_precision(scores: ArrayLike, present: ArrayLike) -> float:
+def mean_average_precision(
+    scores: ArrayLike, present: ArrayLike, weights: ArrayLike | None = None
+) -> Any:
     """Mean of `average_precision` over the classes that occur: scores, present [I, K]."""
     columns = zip(np.asarray(scores).T, np.asarray(present).T, strict=True)
-    return float(_mean(np.array([average_precision(score, truth) for score, truth in columns])))
+    values = [average_precision(score, truth, weights) for score, truth in columns]
+    return _mean(np.stack(values, axis=-1))
+
+
+def detections(predicted: ArrayLike, present: ArrayLike) -> IntArray:
+    """Hits, predicted and present classes of each image: both [I, K] bool -> [I, 3]."""
+    guess, truth = np.asarray(predicted, dtype=bool), np.asarray(present, dtype=bool)
+    return np.stack([(guess & truth).sum(-1), guess.sum(-1), truth.sum(-1)], axis=-1)
+
+
+def precision_recall_f1_of(counts: ArrayLike) -> FloatArray:
+    """Precision, recall and F1 of sums of `detections` [..., 3]; NaN where nothing is counted."""
+    hits, guessed, true = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
+    below = np.stack([guessed, true, (guessed + true) / 2], axis=-1)
+    above = np.broadcast_to(hits[..., None], below.shape)
+    return np.divide(above, below, out=np.full(below.shape, np.nan), where=below > 0)
 
 
 def precision_recall_f1(predicted: ArrayLike, present: ArrayLike) -> tuple[float, float, float]:
     """Image-level precision, recall and F1 over all image-class pairs: both [I, K] bool."""
-    guess, truth = np.asarray(predicted, dtype=bool), np.asarray(present, dtype=bool)
-    hits, guessed, true = (guess & truth).sum(), guess.sum(), truth.sum()
-    precision = float(hits / guessed) if guessed else float("nan")
-    recall = float(hits / true) if true else float("nan")
-    f1 = float(2 * hits / (guessed + true)) if guessed + true else float("nan")
+    counts = detections(predicted, present).sum(0)
+    precision, recall, f1 = precision_recall_f1_of(counts).tolist()
     return precision, recall, f1
+
+
+def best_threshold(scores: ArrayLike, present: ArrayLike) -> float:
+    """The threshold with the largest F1 if a class above it counts as found: both [I, K].
+
+    It lies halfway between two scores. Of equally good ones the largest is taken.
+
+    Raises:
+        ValueError: there is only one score to choose from, or no class is in any image.
+    """
+    score, truth = np.asarray(scores, dtype=np.float64).ravel(), np.asarray(present, dtype=bool)
+    order = np.argsort(-score, kind="stable")
+    score, hits = score[order], truth.ravel()[order].cumsum()
+    last = np.flatnonzero(score[1:] != score[:-1])  # what is found at each threshold ends here
+    if not last.size or not hits[-1]:
+        raise ValueError("no threshold to choose: all scores are equal, or no class is present")
+    f1 = 2 * hits[last] / (last + 1 + hits[-1])
+    best = last[f1.argmax()]
+    return float((score[best] + score[best + 1]) / 2)
 
 
 def bootstrap(
@@ -175,8 +215,7 @@ def bootstrap(
         n: number of resamples; `seed` fixes them.
     """
     counts = _flat(per_image)
-    values = statistic(_resample(counts, _weights(len(counts), n, seed)))
-    return Interval(*_percentiles(values, level))
+    return bootstrap_weights(_of_sums(counts, statistic), len(counts), n, seed, level)
 
 
 def paired_bootstrap(
@@ -199,10 +238,38 @@ def paired_bootstrap(
     one, two = _flat(first), _flat(second)
     if len(one) != len(two):
         raise ValueError(f"paired runs must share their images, got {len(one)} and {len(two)}")
-    weights = _weights(len(one), n, seed)
-    values = statistic(_resample(one, weights)) - statistic(_resample(two, weights))
-    whole = float(statistic(one.sum(0)) - statistic(two.sum(0)))
-    return Difference(whole, *_percentiles(values, level))
+    statistics = _of_sums(one, statistic), _of_sums(two, statistic)
+    return paired_bootstrap_weights(*statistics, len(one), n, seed, level)
+
+
+def bootstrap_weights(
+    statistic: Statistic, images: int, n: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """As `bootstrap`, of a statistic that is no function of sums (mAP).
+
+    Args:
+        statistic: maps weights [n, I], how often each image was drawn, to values [n].
+    """
+    return Interval(*_percentiles(statistic(_weights(images, n, seed)), level))
+
+
+def paired_bootstrap_weights(
+    first: Statistic,
+    second: Statistic,
+    images: int,
+    n: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Difference:
+    """As `paired_bootstrap`, of statistics as `bootstrap_weights` takes them."""
+    weights, once = _weights(images, n, seed), np.ones(images)
+    whole = float(first(once) - second(once))
+    return Difference(whole, *_percentiles(first(weights) - second(weights), level))
+
+
+def _of_sums(counts: FloatArray, statistic: Statistic) -> Statistic:
+    """A statistic of sums of counts [I, ...] as one of weights [n, I]."""
+    return lambda weights: statistic(np.tensordot(weights, counts, axes=1))
 
 
 def _flat(per_image: ArrayLike) -> FloatArray:
@@ -216,11 +283,6 @@ def _weights(images: int, n: int, seed: int) -> FloatArray:
     """How often each image is drawn in each resample: [n, I]."""
     draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=n)
     return draws.astype(np.float64)
-
-
-def _resample(counts: FloatArray, weights: FloatArray) -> FloatArray:
-    """Sums over each resample: [I, ...] and [n, I] -> [n, ...]."""
-    return np.tensordot(weights, counts, axes=1)
 
 
 def _percentiles(values: ArrayLike, level: float) -> tuple[float, float]:

@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import metrics
+from .errors import OvssError
+from .image_level import METRICS, ImageLevel
 
 IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +28,10 @@ class Result:
         ids: the images, [I], in the order of `areas`.
         areas: per image intersection, target and prediction area, [I, 3, K+1] int64.
         confusion: [K+1, K+1] int64 over all images, row = target, column = prediction.
-        seconds: time spent segmenting, reading of files not included.
+        seconds: time spent segmenting each image [I], reading of files not included; the images
+            of a batch share theirs evenly.
         bootstrap: number of resamples of the interval.
+        image_scores: of each class in each image [I, K]; None if only some classes were asked.
     """
 
     dataset: str
@@ -39,8 +44,9 @@ class Result:
     ids: tuple[str, ...]
     areas: IntArray
     confusion: IntArray
-    seconds: float
+    seconds: FloatArray
     bootstrap: int = 1000
+    image_scores: NDArray[np.float32] | None = None
 
     @property
     def images(self) -> int:
@@ -73,7 +79,7 @@ class Result:
     @property
     def seconds_per_image(self) -> float:
         """Mean time to segment one image."""
-        return self.seconds / self.images
+        return float(self.seconds.mean())
 
     def group(self, names: Sequence[str]) -> tuple[float, metrics.Interval]:
         """Mean IoU over some classes and its interval, in percent (things apart from stuff)."""
@@ -85,6 +91,31 @@ class Result:
         area = self.areas[:, :, columns]
         low, high = metrics.bootstrap(area, statistic, self.bootstrap, self.seed)
         return 100 * float(statistic(area.sum(0))), metrics.Interval(100 * low, 100 * high)
+
+    def image_level(self, threshold: float) -> ImageLevel:
+        """Which classes were found in each image, to compare with those that are there.
+
+        Raises:
+            OvssError: each image was asked only for the classes it holds.
+        """
+        if self.image_scores is None:
+            raise OvssError("image-level scores need classes='all': every image, every class")
+        return ImageLevel(self.image_scores, self.present, threshold)
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Which classes each image's target holds, [I, K]."""
+        return self.areas[:, 1, 1:] > 0
+
+    def classification(self, threshold: float) -> dict[str, tuple[float, metrics.Interval]]:
+        """mAP, F1, P and R in percent with their intervals (CLIPer, Table 2)."""
+        found, once = self.image_level(threshold), np.ones(self.images)
+        values = {}
+        for name in METRICS:
+            statistic = found.statistic(name)
+            interval = metrics.bootstrap_weights(statistic, self.images, self.bootstrap, self.seed)
+            values[name] = (float(statistic(once)), interval)
+        return values
 
     def _statistic(self, sums: Any) -> Any:
         return metrics.miou_of_areas(sums, "mmseg", self.has_background)

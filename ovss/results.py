@@ -1,7 +1,8 @@
 """Measured numbers with their provenance, beside the published ones.
 
 `data/results/<profile>/<experiment>.csv` holds one row per number (COLUMNS), percent for IoU and
-accuracies; `counts/` beside it holds the integer counts per image that paired tests need.
+accuracies; `counts/` beside it holds what paired tests need of each image: integer counts, and
+the image scores of rows that are compared by them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from . import paths
 from . import published as papers
 from .errors import OvssError
+from .image_level import ImageLevel
 from .provenance import commit, today, version
 from .result import Result
 
@@ -33,6 +35,7 @@ COLUMNS = (
 KEY = ["experiment", "row", "dataset", "protocol", "metric"]
 # A row that is measured again and differs in nothing else stays as it was first written.
 CIRCUMSTANCES = ["seconds_per_image", "device", "version", "commit", "date"]
+TIMES = ("time (ms)", "time ratio")  # their values are circumstances, too
 NUMBERS = {"value": 4, "low": 4, "high": 4, "seconds_per_image": 5}  # digits after the point
 MEASURED = ["value", "low", "high", "images"]
 NOT_RUN = "not run yet"
@@ -59,21 +62,45 @@ def measured(result: Result, experiment: str, row: str, profile: str = "lab") ->
 
 
 def rows_of(
-    result: Result, experiment: str, row: str, profile: str = "lab"
+    result: Result,
+    experiment: str,
+    row: str,
+    profile: str = "lab",
+    threshold: float | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of an evaluation: mIoU with its interval, and pixel accuracy."""
+    """The rows of an evaluation: mIoU with its interval, and pixel accuracy.
+
+    Args:
+        threshold: of the image scores; with it also mAP, F1, P and R of finding the classes.
+    """
     origin = measured(result, experiment, row, profile)
     low, high = result.interval
-    return [
+    rows = [
         {**origin, "metric": "mIoU", "value": result.miou, "low": low, "high": high},
         {**origin, "metric": "pixel accuracy", "value": result.pixel_accuracy},
     ]
+    found = {} if threshold is None else result.classification(threshold)
+    rows += [
+        {**origin, "metric": metric, "value": value, "low": low, "high": high}
+        for metric, (value, (low, high)) in found.items()
+    ]
+    return rows
 
 
-def record(result: Result, experiment: str, row: str, profile: str = "lab") -> None:
-    """Keep an evaluation: its rows in the experiment's file, and its counts per image."""
-    write(file_of(experiment, profile), rows_of(result, experiment, row, profile))
-    write_counts(result, experiment, row, profile)
+def record(
+    result: Result,
+    experiment: str,
+    row: str,
+    profile: str = "lab",
+    threshold: float | None = None,
+) -> None:
+    """Keep an evaluation: its rows in the experiment's file, and its counts per image.
+
+    Args:
+        threshold: see `rows_of`; with it the image scores are kept as well.
+    """
+    write(file_of(experiment, profile), rows_of(result, experiment, row, profile, threshold))
+    write_counts(result, experiment, row, profile, threshold)
 
 
 def file_of(experiment: str, profile: str = "lab") -> Path:
@@ -81,11 +108,17 @@ def file_of(experiment: str, profile: str = "lab") -> Path:
     return paths.results(profile) / f"{experiment}.csv"
 
 
-def write(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def write(
+    path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]], *, one_run: bool = False
+) -> None:
     """Add rows to a results file, in place of rows with equal KEY.
 
     Version, commit and date are filled in. Several processes may write to one file: each waits
     for its turn, and readers see the old file or the new one.
+
+    Args:
+        one_run: the rows were measured in one run and stay together (times are comparable only
+            then): if one of them replaces an old row, all do.
 
     Raises:
         ResultsError: a row lacks a KEY column or its value, or has an unknown column.
@@ -94,7 +127,7 @@ def write(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> No
     target = Path(path)
     with _turn(target):
         old = read(target) if target.is_file() else new.iloc[:0]
-        content = _merge(old, new).to_csv(index=False, lineterminator="\n").encode()
+        content = _merge(old, new, one_run).to_csv(index=False, lineterminator="\n").encode()
         if not target.is_file() or target.read_bytes() != content:
             with paths.atomic(target) as file:
                 file.write(content)
@@ -202,25 +235,42 @@ def show(cell: Mapping[str, Any], digits: int = 1) -> str:
 
 
 class Counts(NamedTuple):
-    """The counts of one evaluation: images [I], areas [I, 3, K+1], background a class or not."""
+    """The counts of one evaluation: images [I], areas [I, 3, K+1], background a class or not.
+
+    With image scores, if they were kept.
+    """
 
     ids: tuple[str, ...]
     areas: NDArray[np.int64]
     has_background: bool
+    image_level: ImageLevel | None = None
 
 
-def write_counts(result: Result, experiment: str, row: str, profile: str = "lab") -> Path:
-    """Keep the areas per image of an evaluation, in the smallest integer type that holds them."""
+def write_counts(
+    result: Result,
+    experiment: str,
+    row: str,
+    profile: str = "lab",
+    threshold: float | None = None,
+) -> Path:
+    """Keep the areas per image of an evaluation, in the smallest integer type that holds them.
+
+    Args:
+        threshold: of the image scores, which are then kept too.
+    """
     path = _counts_path(experiment, row, result.dataset, result.protocol, profile)
     small = result.areas.astype(np.min_scalar_type(int(result.areas.max(initial=0))))
+    arrays: dict[str, Any] = {
+        "row": np.array(row),
+        "ids": np.array(result.ids),
+        "areas": small,
+        "has_background": np.array(result.has_background),
+    }
+    if threshold is not None:
+        found = result.image_level(threshold)
+        arrays |= {"scores": found.scores, "threshold": np.array(threshold)}
     with paths.atomic(path) as file:
-        np.savez_compressed(
-            file,
-            row=np.array(row),
-            ids=np.array(result.ids),
-            areas=small,
-            has_background=np.array(result.has_background),
-        )
+        np.savez_compressed(file, **arrays)
     return path
 
 
@@ -234,8 +284,12 @@ def read_counts(
     with np.load(path) as file:
         if str(file["row"]) != row:
             raise ResultsError(f"{path.name} holds the row {str(file['row'])!r}, not {row!r}")
-        ids = tuple(file["ids"].tolist())
-        return Counts(ids, file["areas"].astype(np.int64), bool(file["has_background"]))
+        ids, areas = tuple(file["ids"].tolist()), file["areas"].astype(np.int64)
+        found = None
+        if "scores" in file:
+            present = areas[:, 1, 1:] > 0
+            found = ImageLevel(file["scores"], present, float(file["threshold"]))
+        return Counts(ids, areas, bool(file["has_background"]), found)
 
 
 def _counts_path(experiment: str, row: str, dataset: str, protocol: str, profile: str) -> Path:
@@ -260,19 +314,23 @@ def _frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return frame.astype({"images": "Int64", "seed": "Int64"})
 
 
-def _merge(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+def _merge(old: pd.DataFrame, new: pd.DataFrame, one_run: bool) -> pd.DataFrame:
     """Old rows in their order, replaced where measured anew, then the rows that are new."""
     lines = {tuple(line[name] for name in KEY): line for line in old.to_dict("records")}
-    for line in new.to_dict("records"):
-        key = tuple(line[name] for name in KEY)
-        if key not in lines or _essence(lines[key]) != _essence(line):
-            lines[key] = line
+    measured = {tuple(line[name] for name in KEY): line for line in new.to_dict("records")}
+    changed = {
+        key: line
+        for key, line in measured.items()
+        if key not in lines or _essence(lines[key]) != _essence(line)
+    }
+    lines |= measured if one_run and changed else changed
     merged = pd.DataFrame(list(lines.values()), columns=list(COLUMNS))
     return merged.astype({"images": "Int64", "seed": "Int64"})
 
 
 def _essence(line: Mapping[Any, Any]) -> list[str]:
-    return [str(line[name]) for name in COLUMNS if name not in CIRCUMSTANCES]
+    left_out = CIRCUMSTANCES + (["value", "low", "high"] if line["metric"] in TIMES else [])
+    return [str(line[name]) for name in COLUMNS if name not in left_out]
 
 
 def _types() -> Any:

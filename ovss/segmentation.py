@@ -33,12 +33,14 @@ class Segmentation:
         scores: [K, h, w] on the method's (or last refiner's) own grid.
         names: displayed name of each class, [K].
         image: the image itself, RGB, upright.
+        image_scores: one score per class [K]: is it in the image at all?
     """
 
     labels: Tensor
     scores: Tensor
     names: tuple[str, ...]
     image: Image.Image
+    image_scores: Tensor
 
     @property
     def shares(self) -> dict[str, float]:

@@ -88,4 +88,6 @@ class Segmenter:
         # CLIPer, Table 2: a class's image score is its maximum, the mean of coarse and refined.
         image_scores = 0.5 * scores.amax((1, 2)) + 0.5 * coarse.amax((1, 2))
         labels = decide(self.decision, scores, (image.height, image.width), image_scores)
-        return Segmentation(labels.cpu(), scores.cpu(), vocabulary.names, image)
+        return Segmentation(
+            labels.cpu(), scores.cpu(), vocabulary.names, image, image_scores.float().cpu()
+        )

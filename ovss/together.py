@@ -1,17 +1,21 @@
-"""Several segmenters on one data set in one pass: the rows of a table."""
+"""Several segmenters on one data set in one pass: the rows of a table, or of a choice."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from .counting import Classes, Record, Run, collect, draw, fitting
 from .datasets import Dataset, open_dataset, read_batches
 from .result import Result
+from .results import record
 from .segmenter import Segmenter
 
 
@@ -49,4 +53,39 @@ def evaluate_together(
                 records[row].append(run.count(indices, samples))
             bar.update(len(samples))
     found = {row: collect(run, records[row], order, bootstrap) for row, run in runs.items()}
-    return {row: dataclasses.replace(one, seconds=math.nan) for row, one in found.items()}
+    unknown = np.full(len(order), math.nan)
+    return {row: dataclasses.replace(one, seconds=unknown) for row, one in found.items()}
+
+
+class Choice(NamedTuple):
+    """The best row, and the mIoU of all: a line for each row, a column for each place."""
+
+    best: str
+    table: pd.DataFrame
+
+
+def choose_on_tune(
+    candidates: Mapping[str, Segmenter],
+    places: Sequence[tuple[str, Classes]],
+    experiment: str,
+    profile: str = "lab",
+    **options: Any,
+) -> Choice:
+    """The candidate with the best mean mIoU over some places, on the split `tune`.
+
+    The counts are recorded, so that the choice can be read again.
+
+    Args:
+        candidates: row name -> segmenter.
+        places: pairs (data set, classes).
+        experiment, profile: where to record.
+        options: further ones of `evaluate_together`.
+    """
+    columns: dict[str, dict[str, float]] = {}
+    for dataset, classes in places:
+        found = evaluate_together(candidates, dataset, split="tune", classes=classes, **options)
+        for row, result in found.items():
+            record(result, experiment, row, profile)
+            columns.setdefault(f"{dataset} ({result.protocol})", {})[row] = result.miou
+    table = pd.DataFrame(columns).assign(mean=lambda frame: frame.mean(axis=1))
+    return Choice(str(table["mean"].idxmax()), table)

@@ -134,17 +134,17 @@ def test_2024_without_early_embeddings_averages_zero_layers(
     text = backbone.text_features(WORDS)
     features = backbone.features(pixels, attention="sum")
     zeros, weights = torch.zeros_like(features.inputs[0]), method.weights(features)
-    layers = [
-        method._similarity(
-            backbone.project(backbone.last_attention(zeros, weights[k])), text, WORDS
-        )
-        for k in range(len(features.inputs) - 1)
-    ]
-    early = torch.stack(layers).mean(0)  # [1, K, L]
+    everything = torch.cat([text, F.normalize(text[:4].mean(0, keepdim=True), dim=-1)])
+
+    def scores(tokens: torch.Tensor, weights: torch.Tensor | str) -> torch.Tensor:
+        embedding = backbone.project(backbone.last_attention(tokens, weights))[:, 1:]
+        values = (100 * F.normalize(embedding, dim=-1) @ everything.T).softmax(-1)
+        return WORDS.reduce(values.mT[:, :5, :, None])[..., 0]  # [1, K, L]
+
+    layers = [scores(zeros, weights[k]) for k in range(len(features.inputs) - 1)]
+    early = torch.stack(layers).mean(0)
     found = method.coarse_map(pixels, text, WORDS)
-    last = method._similarity(
-        backbone.project(backbone.last_attention(features.inputs[-1], weights[-1])), text, WORDS
-    )
+    last = scores(features.inputs[-1], weights[-1])
     expected = early + (found.attention @ cut(last, 0.2).mT).mT
     torch.testing.assert_close(found.scores.flatten(2), expected)
 
@@ -214,15 +214,25 @@ def test_configurations_of_the_authors() -> None:
     assert row.rule == CliperRule(0.5, 0.4, True)
     assert CONFIGS["B/16", "voc21", "official-2024"].rule == CliperRule(0.7, 0.6, False)
     assert CONFIGS["B/16", "cityscapes", "official"].short_side == 560
+    windows = {key: row.sliding_crop for key, row in CONFIGS.items() if row.sliding_crop}
+    assert windows == {
+        ("B/16", "voc21", "official"): 336,
+        ("B/16", "coco-object", "official"): 224,
+        ("B/16", "context60", "official"): 224,
+        ("B/16", "context59", "official"): 224,
+    }
 
 
 def test_dataset_option(
     backbone: ClipBackbone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(UnknownNameError, match=r"configuration .*B/16 voc21 official"):
+    said = r"only for ViT-B/16 and L/14.*width 32, patch 8.*short_side.*decision=CliperRule"
+    with pytest.raises(OvssError, match=said):
         ovss.load("cliper", "paper", clip=backbone, dataset="voc21")
     monkeypatch.setattr(ClipBackbone, "width", 768)
     monkeypatch.setattr(ClipBackbone, "patch", 16)
+    with pytest.raises(UnknownNameError, match=r"configuration .*B/16 voc21 official"):
+        ovss.load("cliper", "paper", clip=backbone, dataset="lab")
     with pytest.raises(OvssError, match=r"car_template\.txt.*known: plain, openai"):
         monkeypatch.setenv("OVSS_DATA", str(tmp_path))
         ovss.load("cliper", "paper", clip=backbone, dataset="voc21")
@@ -231,6 +241,7 @@ def test_dataset_option(
     assert segmenter.decision == CliperRule(0.7, 0.6, True)
     assert isinstance(segmenter.method, Cliper)
     assert (segmenter.method.logit_scale, segmenter.method.attention_threshold) == (3, 0.1)
+    assert (segmenter.method.sliding_crop, segmenter.method.sliding_stride) == (336, 112)
     (tmp_path / "templates").mkdir()
     (tmp_path / "templates" / "car_template.txt").write_text("a {}.\n\nthe {}\n")
     segmenter = ovss.load("cliper", "paper", clip=backbone, dataset="voc20", decision=Argmax())
@@ -238,7 +249,48 @@ def test_dataset_option(
     assert segmenter.method.templates == ("a {}.", "the {}")
 
 
-# ---- full size, random weights
+# ---- the three sizes of the paper, random weights
+
+H_14: dict[str, Any] = {  # ViT-H/14 but narrow and with fewer positions
+    "embed_dim": 32,
+    "vision_cfg": {
+        "image_size": 56,
+        "patch_size": 14,
+        "width": 160,
+        "layers": 32,
+        "head_width": 80,
+    },
+    "text_cfg": {"context_length": 24, "vocab_size": 300, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def h14(tmp_path_factory: pytest.TempPathFactory) -> ClipBackbone:
+    """A CLIP of ViT-H/14's structure: 32 layers, heads of 80 channels, patch 14, exact GELU."""
+    return ClipBackbone.load(save_clip(tmp_path_factory.mktemp("zoo") / "h14", H_14))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_structure_of_h14(h14: ClipBackbone, variant: str) -> None:
+    assert (len(h14.blocks), h14.heads, h14.patch, h14.width) == (32, 2, 14, 160)
+    assert type(h14.blocks[0].mlp.gelu) is torch.nn.GELU
+    images = [noise(80, 56, 1), noise(56, 56, 2), noise(80, 56, 3)]
+    method = cliper(h14, variant, short_side=56)
+    found = method.score(images, WORDS)
+    assert [tuple(maps.shape) for maps in found] == [(3, 4, 6), (3, 4, 4), (3, 4, 6)]
+    alone = torch.cat([method.score([image], WORDS)[0].flatten() for image in images])
+    together = torch.cat([maps.flatten() for maps in found])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_h14_runs_its_own_blocks(h14: ClipBackbone) -> None:
+    """Our pieces of a block, and the model's own forward pass."""
+    pixels = h14.preprocess(noise(56, 56), 56)[None]
+    features = h14.features(pixels, attention="sum")
+    plain = h14.features(pixels, attention=False)
+    torch.testing.assert_close(features.inputs[-1], plain.inputs[-1], rtol=1e-4, atol=1e-4)
+    own = F.normalize(h14.model.encode_image(pixels), dim=-1)
+    torch.testing.assert_close(h14.image_embedding(pixels), own, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

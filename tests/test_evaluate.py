@@ -37,6 +37,7 @@ def same(first: Result, second: Result) -> bool:
         np.array_equal(first.areas, second.areas)
         and np.array_equal(first.confusion, second.confusion)
         and first.ids == second.ids
+        and np.array_equal(first.image_scores, second.image_scores)  # type: ignore[arg-type]
     )
 
 
@@ -61,6 +62,11 @@ def test_counts_equal_a_loop(voc: Path, segmenter: Segmenter, whole: Result) -> 
     assert np.nanmean(list(whole.per_class.values())) == pytest.approx(whole.miou)
     low, high = whole.interval
     assert low < whole.miou < high and whole.seconds_per_image > 0
+    scores = [segmenter(one.image, data.vocabulary).scores.amax((1, 2)).numpy() for one in data]
+    np.testing.assert_array_equal(whole.image_scores, np.stack(scores))
+    truth = [[(one.target == k).any() for k in range(20)] for one in data]
+    np.testing.assert_array_equal(whole.present, truth)
+    assert whole.classification(0.5)["mAP"][0] > 50  # the toy knows its colours
 
 
 @pytest.mark.parametrize("options", [{"batch": 1}, {"batch": 5, "workers": 2}, {"batch": 100}])
@@ -113,7 +119,7 @@ def test_classes_of_the_image_only(voc: Path) -> None:
     for area, some in zip(result.areas, present, strict=True):
         predicted = np.flatnonzero(area[2, 1:])
         assert set(predicted) <= set(some)
-    assert result.protocol == "mmseg-image-classes"
+    assert result.protocol == "mmseg-image-classes" and result.image_scores is None
     argmax = Segmenter(ColourMethod())
     asked, all_asked = (
         ovss.evaluate(argmax, "voc20", root=voc, classes=classes, progress=False).miou

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ovss import metrics
@@ -208,11 +208,47 @@ def test_average_precision_by_hand() -> None:
     assert metrics.mean_average_precision(scores, present) == pytest.approx((5 / 6 + 1) / 2)
 
 
+def test_weighted_average_precision_repeats_images(rng: np.random.Generator) -> None:
+    scores, present = rng.integers(0, 9, 30) / 8, rng.random(30) < 0.4
+    weights = rng.integers(0, 4, (5, 30))
+    found = metrics.average_precision(scores, present, weights)
+    for value, times in zip(found, weights, strict=True):
+        repeated = metrics.average_precision(scores.repeat(times), present.repeat(times))
+        assert value == pytest.approx(repeated)
+    never = np.where(present, 0, 1)  # no draw holds the class
+    assert np.isnan(metrics.average_precision(scores, present, never))
+
+
 def test_precision_recall_f1_by_hand() -> None:
     predicted, present = np.array([[1, 1], [0, 1]]), np.array([[1, 0], [1, 1]])
     assert metrics.precision_recall_f1(predicted, present) == pytest.approx((2 / 3, 2 / 3, 2 / 3))
     empty = np.zeros((2, 2))
     assert np.isnan(metrics.precision_recall_f1(empty, empty)).all()
+
+
+def test_the_best_threshold_by_hand() -> None:
+    # Down to 0.9, 0.8, 0.6, 0.5, 0.1 there are 1, 2, 2, 3, 3 hits of 3, in 1, 2, 3, 5, 6 guesses:
+    # F1 = 2/4, 4/5, 4/6, 6/8, 6/9.
+    scores = np.array([[0.9, 0.8], [0.6, 0.1], [0.5, 0.5]])
+    present = np.array([[1, 1], [0, 0], [1, 0]], dtype=bool)
+    threshold = metrics.best_threshold(scores, present)
+    assert threshold == pytest.approx(0.7)
+    assert metrics.precision_recall_f1(scores > threshold, present)[2] == pytest.approx(4 / 5)
+    with pytest.raises(ValueError, match="no threshold"):
+        metrics.best_threshold([[0.5, 0.5]], [[1, 0]])
+    with pytest.raises(ValueError, match="no threshold"):
+        metrics.best_threshold([[0.5, 0.4]], [[0, 0]])
+
+
+@given(seed=st.integers(0, 10**6))
+def test_no_threshold_is_better(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores, present = rng.integers(0, 8, (6, 3)) / 7, rng.random((6, 3)) < 0.5
+    assume(present.any() and len(np.unique(scores)) > 1)
+    best = metrics.precision_recall_f1(scores > metrics.best_threshold(scores, present), present)
+    for threshold in np.unique(scores)[:-1]:
+        other = metrics.precision_recall_f1(scores > threshold, present)
+        assert np.nan_to_num(other[2]) <= np.nan_to_num(best[2]) + 1e-12
 
 
 @settings(max_examples=40)

@@ -14,6 +14,7 @@ import pytest
 
 from ovss import metrics, paths, results
 from ovss.claims import Cell, Claim, claims_table, judge, paired_difference
+from ovss.errors import OvssError
 from ovss.metrics import Difference
 from ovss.result import Result
 from ovss.results import COLUMNS, Counts, ResultsError
@@ -31,7 +32,8 @@ def result(hit: float = 0.7, seed: int = 0, images: int = 40, **changes: Any) ->
     stack = np.stack(tables)
     made = Result(
         "lab-21", "mmseg", "clip@1", "cpu", 0, ("cat", "dog", "car"), True,
-        tuple(f"val_{i:04d}" for i in range(images)), metrics.areas(stack), stack.sum(0), 2.0,
+        tuple(f"val_{i:04d}" for i in range(images)), metrics.areas(stack), stack.sum(0),
+        np.full(images, 2.0 / images),
     )  # fmt: skip
     return dataclasses.replace(made, **changes)
 
@@ -122,6 +124,75 @@ def test_record_keeps_rows_and_counts(results_folder: Path) -> None:
     assert results.read_counts("table-6", "k-k", "lab-21", profile="smoke") is None
     with pytest.raises(ResultsError, match="holds the row"):
         results.read_counts("table-6", "q-q last", "lab-21", profile="smoke")
+
+
+def scored(hit: float = 0.7, **changes: Any) -> Result:
+    """As `result`, with image scores that are high where the class is found."""
+    one = result(hit)
+    rng = np.random.default_rng(1)
+    noise = rng.random((one.images, 3)) * (1 - hit)
+    scores = (one.areas[:, 0, 1:] / one.areas[:, 1, 1:].clip(1) + noise).astype(np.float32)
+    present = rng.random(one.images) < 0.5  # class "car" is in half of the images
+    areas = one.areas.copy()
+    areas[:, :, 3] *= present[:, None]
+    scores[:, 2] = np.where(present, scores[:, 2], noise[:, 2] / hit)
+    return dataclasses.replace(one, areas=areas, image_scores=scores, **changes)
+
+
+def test_image_level_numbers_are_those_of_the_metrics(results_folder: Path) -> None:
+    one, threshold = scored(0.4), 0.6
+    results.record(one, "t2", "a", threshold=threshold)
+    frame = results.read(results.file_of("t2")).set_index("metric")
+    assert list(frame.index) == ["mIoU", "pixel accuracy", "mAP", "F1", "P", "R"]
+    assert one.image_scores is not None
+    score, present = one.image_scores, one.areas[:, 1, 1:] > 0
+    wanted = metrics.precision_recall_f1(score > threshold, present)
+    found = frame["value"][["P", "R", "F1"]].tolist()
+    assert found == pytest.approx(100 * np.array(wanted), abs=1e-4)
+    ap = [metrics.average_precision(score[:, k], present[:, k]) for k in range(3)]
+    assert frame["value"]["mAP"] == pytest.approx(100 * np.mean(ap), abs=1e-4)
+    for name in ("mAP", "F1", "P", "R"):
+        low, value, high = frame.loc[name, ["low", "value", "high"]]
+        assert low < value < high, name
+    kept = results.read_counts("t2", "a", "lab-21")
+    assert kept is not None and kept.image_level is not None
+    np.testing.assert_array_equal(kept.image_level.scores, score)
+    np.testing.assert_array_equal(kept.image_level.present, present)
+    assert kept.image_level.threshold == threshold
+    with pytest.raises(OvssError, match="classes='all'"):
+        results.record(result(), "t2", "b", threshold=0.5)
+
+
+def test_claims_about_image_scores(results_folder: Path) -> None:
+    for row, hit in (("good", 0.8), ("bad", 0.4)):
+        results.record(scored(hit), "t2", row, threshold=0.5)
+        results.record(scored(hit), "t1", row)  # without image scores
+    pair = (Cell("t2", "good", "lab-21"), Cell("t2", "bad", "lab-21"))
+    test = Claim("c", "", (pair,), metric="mAP").tests()[0]
+    values = results.read(results.file_of("t2")).query("metric == 'mAP'").set_index("row")["value"]
+    assert test.difference is not None and test.verdict == "holds"
+    assert test.difference.value == pytest.approx(values["good"] - values["bad"], abs=1e-3)
+    assert Claim("c", "", (pair[::-1],), metric="F1").verdict() == "does not hold"
+    unkept = (Cell("t1", "good", "lab-21"), Cell("t1", "bad", "lab-21"))
+    with pytest.raises(ValueError, match="image scores"):
+        Claim("c", "", (unkept,), metric="mAP").verdict()
+    with pytest.raises(OvssError, match="metric"):
+        Claim("c", "", (pair,), metric="AP").verdict()
+
+
+def test_rows_of_one_run_stay_together(tmp_path: Path) -> None:
+    path = tmp_path / "t4.csv"
+
+    def measure(ms: float, miou: float) -> pd.DataFrame:
+        times = [row(ms + i, row=name, metric="time (ms)") for i, name in enumerate("ab")]
+        results.write(path, [row(miou), *times], one_run=True)
+        return results.read(path)
+
+    assert measure(10, 40)["value"].tolist() == [40, 10, 11]
+    assert measure(20, 40)["value"].tolist() == [40, 10, 11]  # only the times differ
+    assert measure(20, 41)["value"].tolist() == [41, 20, 21]
+    results.write(path, [row(5, row="c", metric="time (ms)")])
+    assert measure(30, 41)["value"].tolist() == [41, 20, 21, 5]
 
 
 def test_counts_are_small_and_repeatable(results_folder: Path) -> None:

@@ -33,7 +33,8 @@ def picture(height: int = 32, width: int = 48) -> np.ndarray:
 def found(classes: int = 3) -> Segmentation:
     labels = torch.tensor([[0, 0, -1], [2, 2, 2]])
     names = tuple(f"name {index}" for index in range(classes))
-    return Segmentation(labels, torch.rand(classes, 1, 2), names, Image.new("RGB", (3, 2)))
+    scores, image = torch.rand(classes, 1, 2), Image.new("RGB", (3, 2))
+    return Segmentation(labels, scores, names, image, scores.amax((1, 2)))
 
 
 def test_the_three_lines(tmp_path: Path) -> None:
@@ -83,6 +84,7 @@ def test_refiners_and_image_scores() -> None:
     out = Segmenter(ColourMethod(), (double, double), rule)(picture(), WORDS)
     assert out.scores.shape == (3, 16, 24)
     torch.testing.assert_close(seen[0], 2.5 * coarse.amax((1, 2)))
+    assert torch.equal(out.image_scores, seen[0])
     Segmenter(ColourMethod(), (), rule)(picture(), WORDS)
     assert torch.equal(seen[1], coarse.amax((1, 2)))
 
@@ -141,7 +143,8 @@ def decode(segment: dict[str, Any], size: list[int]) -> np.ndarray:
 
 def test_rle_decodes_to_the_labels(tmp_path: Path) -> None:
     labels = torch.randint(-1, 3, (7, 9), generator=torch.manual_seed(0))
-    one = Segmentation(labels, torch.rand(3, 1, 1), ("a", "b", "c"), Image.new("RGB", (9, 7)))
+    image = Image.new("RGB", (9, 7))
+    one = Segmentation(labels, torch.rand(3, 1, 1), ("a", "b", "c"), image, torch.rand(3))
     stored = json.loads(one.save(tmp_path / "out.json").read_text())
     assert (
         stored == one.to_rle() and stored["size"] == [7, 9] and stored["names"] == ["a", "b", "c"]

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import ovss
 from clips import save_clip
+from diffusions import save_diffusion
+from ovss import results
 from ovss.backbones.clip import ClipBackbone
-from ovss.backbones.remembered import RememberingClip
-from ovss.together import evaluate_together
+from ovss.backbones.diffusion import DiffusionBackbone
+from ovss.backbones.remembered import RememberingClip, RememberingDiffusion
+from ovss.refine.compensation import Compensation
+from ovss.together import choose_on_tune, evaluate_together
 from toys import toy_segmenter
 
 
@@ -28,6 +34,7 @@ def test_counts_are_those_of_separate_runs(voc: Path) -> None:
         np.testing.assert_array_equal(found[row].areas, alone.areas)
         np.testing.assert_array_equal(found[row].confusion, alone.confusion)
         assert found[row].ids == alone.ids and found[row].interval == alone.interval
+        np.testing.assert_array_equal(found[row].image_scores, alone.image_scores)
         assert math.isnan(found[row].seconds_per_image)
 
 
@@ -63,6 +70,111 @@ def test_a_batch_is_computed_once_and_forgotten(
     clip.features(batches[1], attention=False)  # 24 images: the first call is forgotten
     assert clip.features(batches[0], attention="sum") is not first
     assert passes == [8, 8, 8, 8]
+
+
+def test_the_choice_is_made_on_tune(results_folder: Path, voc: Path, tmp_path: Path) -> None:
+    shutil.copytree(voc, tmp_path / "voc")
+    lists = tmp_path / "voc" / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
+    names = (lists / "val.txt").read_text().split()
+    (lists / "tune.txt").write_text("\n".join(names[:6]))
+    (lists / "val.txt").unlink()  # whoever reads it fails
+    rows = {str(tau): toy_segmenter(tau) for tau in (0.9, 0.2, 0.01)}
+    places: Any = [("voc21", "all"), ("voc21", "image")]
+    root, options = tmp_path / "voc", {"bootstrap": 10, "progress": False}
+    best, table = choose_on_tune(rows, places, "choice", "smoke", root=root, **options)
+    assert list(table.columns) == ["voc21 (mmseg)", "voc21 (mmseg-image-classes)", "mean"]
+    assert best == table["mean"].idxmax() and table["mean"].idxmin() == "0.9"
+    for (dataset, classes), column in zip(places, table.columns, strict=False):
+        alone = ovss.evaluate(
+            rows["0.9"], dataset, root=root, split="tune", classes=classes, **options
+        )
+        assert table.loc["0.9", column] == pytest.approx(alone.miou)
+    kept = results.read(results.file_of("choice", "smoke"))
+    assert kept["images"].tolist() == [6] * 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_diffusion(tmp_path_factory.mktemp("zoo") / "sd")
+
+
+def pictures(count: int) -> list[Image.Image]:
+    rng = np.random.default_rng(count)
+    return [Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)) for _ in range(count)]
+
+
+def test_remembered_maps_are_the_plain_ones(folder: Path) -> None:
+    plain, shared = DiffusionBackbone.load(folder), RememberingDiffusion.load(folder)
+    images, noise = pictures(3), torch.randn(3, 4, 8, 8)
+    for given in (7, noise, noise[:1]):
+        wanted = plain.attention(images, noise=given)
+        shared.attention(images[1:2], noise=given if isinstance(given, int) else given[-1:])
+        for _ in range(2):
+            for one, other in zip(shared.attention(images, noise=given), wanted, strict=True):
+                torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+    turned = shared.attention(images[::-1], noise=noise.flip(0))  # the noise goes with its image
+    torch.testing.assert_close(turned[0].flip(0), plain.attention(images, noise=noise)[0])
+
+
+def test_an_image_goes_through_the_unet_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = RememberingDiffusion.load(folder)
+    shared.capacity = 4
+    passes: list[int] = []
+    forward = shared.latent_projections
+
+    def counted(latents: torch.Tensor, *rest: Any) -> Any:
+        passes.append(len(latents))
+        return forward(latents, *rest)
+
+    monkeypatch.setattr(shared, "latent_projections", counted)
+    images = pictures(4)
+    shared.projections(images[:3])
+    shared.projections([image.copy() for image in images])  # one is new
+    shared.projections(images, layers=(-6,))
+    assert passes == [3, 1]
+    shared.projections(images[:1], noise=1)
+    shared.projections(images[:1], step=20)
+    shared.projections(images[:1], noise=torch.Generator().manual_seed(0))
+    assert passes == [3, 1, 1, 1, 1]
+    shared.projections(pictures(2))  # the two oldest are forgotten
+    shared.projections(images[2:])
+    shared.projections(images[:2])
+    assert passes[5:] == [2, 2]
+
+
+def test_a_map_is_made_once_and_forgotten(folder: Path) -> None:
+    shared = RememberingDiffusion.load(folder)
+    images = pictures(3)
+
+    def maps(image: int) -> list[Any]:
+        return [layer.heads(0)[0] for layer in shared.projections(images[image : image + 1])]
+
+    first = maps(0)
+    rows = first[0][2:5]
+    assert maps(0)[0] is first[0] and rows.data_ptr() == first[0][2:5].data_ptr()
+    torch.testing.assert_close(rows, first[0][:][2:5])
+    shared.map_values = 0
+    maps(1)
+    assert maps(0)[0] is not first[0]
+
+
+def test_shared_compensation_changes_nothing(voc: Path, folder: Path, tmp_path: Path) -> None:
+    clip = RememberingClip.load(save_clip(tmp_path / "tiny"))
+    options: dict[str, Any] = {"root": voc, "limit": 5, "progress": False}
+
+    def rows(diffusion: DiffusionBackbone) -> dict[str, ovss.Segmenter]:
+        modes: tuple[Any, ...] = ("multiplication", "single", "mean")
+        made = {mode: Compensation(diffusion, mode=mode) for mode in modes}
+        return {
+            mode: ovss.load("cliper", clip=clip, short_side=32, templates=["{}"], compensation=one)
+            for mode, one in made.items()
+        }
+
+    found = evaluate_together(rows(RememberingDiffusion.load(folder)), "voc21", **options)
+    for name, segmenter in rows(DiffusionBackbone.load(folder)).items():
+        alone = ovss.evaluate(segmenter, "voc21", **options)
+        assert found[name].image_scores == pytest.approx(alone.image_scores, rel=1e-4)
+        assert np.abs(found[name].areas - alone.areas).sum() <= 1e-3 * alone.areas.sum()
 
 
 def _load(method: str, clip: ClipBackbone) -> ovss.Segmenter:

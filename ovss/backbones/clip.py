@@ -170,12 +170,19 @@ class ClipBackbone:
         for index, image in enumerate(images):
             groups.setdefault(self.input_size(image, size), []).append(index)
         for (height, width), members in groups.items():
-            tokens = 1 + (height // self.patch) * (width // self.patch)
-            step = max(1, MAX_ATTENTION // (self.heads * tokens**2))
+            step = self.room((height // self.patch, width // self.patch))
             for start in range(0, len(members), step):
                 part = members[start : start + step]
                 pixels = torch.stack([self.preprocess(images[index], size) for index in part])
                 yield part, pixels.to(self.device, self.dtype)
+
+    def grid(self, pixels: Tensor) -> tuple[int, int]:
+        """(h, w), the patches of pixels [B, 3, h * patch, w * patch]."""
+        return pixels.shape[2] // self.patch, pixels.shape[3] // self.patch
+
+    def room(self, grid: tuple[int, int]) -> int:
+        """How many images of a grid (h, w) MAX_ATTENTION lets through at once, at least 1."""
+        return max(1, MAX_ATTENTION // (self.heads * (1 + grid[0] * grid[1]) ** 2))
 
     # ---- vision transformer
 
@@ -201,8 +208,7 @@ class ClipBackbone:
                     maps.append(weights)
             inputs.append(tokens)
         kept = (*maps, None) if maps else (None,) * len(self.blocks)
-        grid = (pixels.shape[2] // self.patch, pixels.shape[3] // self.patch)
-        return ClipFeatures(tuple(inputs), kept, total, grid)
+        return ClipFeatures(tuple(inputs), kept, total, self.grid(pixels))
 
     @torch.no_grad()
     def embed(self, pixels: Tensor) -> Tensor:

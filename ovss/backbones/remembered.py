@@ -1,17 +1,23 @@
-"""A CLIP that remembers the last images it saw, so that several methods can share the work."""
+"""Networks that remember the images they saw, so that the rows of a table can share the work."""
 
 from __future__ import annotations
 
-from collections import deque
+import hashlib
+from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .clip import ClipBackbone, ClipFeatures
+from .diffusion import LAYERS, STEP, DiffusionBackbone, LazyMap, Projection
 
 Attention = bool | Literal["sum"]
+Key = tuple[bytes, int, int, int | bytes]  # image, layer, step, noise
 
 
 @dataclass(eq=False)
@@ -41,3 +47,118 @@ class RememberingClip(ClipBackbone):
         while sum(len(seen) for _, seen, _ in self._calls) > self.capacity:
             self._calls.popleft()
         return found
+
+
+@dataclass(eq=False)
+class RememberingDiffusion(DiffusionBackbone):
+    """A `DiffusionBackbone` that sends an image through the U-Net once for each step and noise.
+
+    Queries and keys of many images are kept, whole maps only of the last ones. What it returns is
+    shared: nobody must change it in place. Noise given as a generator is not remembered.
+
+    Attributes:
+        capacity: images whose queries and keys are kept, in all layers, steps and noises asked.
+        map_values: values of the maps that are kept, 256 MB of float32 by default; the layer that
+            was read last stays even if it has more.
+    """
+
+    capacity: int = 512
+    map_values: int = 2**26
+    _kept: OrderedDict[bytes, dict[Key, Projection]] = field(
+        default_factory=OrderedDict, init=False, repr=False
+    )
+    _maps: OrderedDict[Key, list[LazyMap]] = field(
+        default_factory=OrderedDict, init=False, repr=False
+    )
+
+    @torch.no_grad()
+    def projections(
+        self,
+        images: Sequence[Image.Image],
+        layers: Sequence[int] = LAYERS,
+        step: int = STEP,
+        noise: int | torch.Generator | Tensor = 0,
+    ) -> list[Projection]:
+        """As `DiffusionBackbone.projections`, up to what a batch's other images change."""
+        if isinstance(noise, torch.Generator) or not images:
+            return super().projections(images, layers, step, noise)
+        names = [_digest(self.preprocess(image)) for image in images]
+        draws = _draws(noise, len(images))
+        keys = [
+            [(name, layer, step, draw) for name, draw in zip(names, draws, strict=True)]
+            for layer in layers
+        ]
+        new = [
+            place
+            for place, name in enumerate(names)
+            if any(one[place] not in self._kept.get(name, {}) for one in keys)
+        ]
+        if new:
+            given = noise[new] if isinstance(noise, Tensor) and len(noise) > 1 else noise
+            found = super().projections([images[place] for place in new], layers, step, given)
+            for one, projection in zip(keys, found, strict=True):
+                self._keep([one[place] for place in new], projection)
+        answer: list[Projection] = [self._recall(one) for one in keys]
+        self._forget()
+        return answer
+
+    def heads(self, key: Key, projection: Projection, image: int) -> list[LazyMap]:
+        """The maps of one image in one layer; each is made once, when it is first read."""
+        if key not in self._maps:
+            pairs = zip(projection.query[image], projection.key[image], strict=True)
+            self._maps[key] = [_WholeMap(query, k, projection.scale) for query, k in pairs]
+        self._maps.move_to_end(key)
+        while len(self._maps) > 1 and self._held() > self.map_values:
+            self._maps.popitem(last=False)
+        return self._maps[key]
+
+    def _keep(self, keys: Sequence[Key], found: Projection) -> None:
+        for place, key in enumerate(keys):
+            one = slice(place, place + 1)
+            part = Projection(found.query[one].clone(), found.key[one].clone(), found.scale)
+            self._kept.setdefault(key[0], {})[key] = part
+
+    def _recall(self, keys: Sequence[Key]) -> _Remembered:
+        parts = [self._kept[key[0]][key] for key in keys]
+        query, key = torch.cat([p.query for p in parts]), torch.cat([p.key for p in parts])
+        return _Remembered(query, key, parts[0].scale, keys, self)
+
+    def _forget(self) -> None:
+        while len(self._kept) > self.capacity:
+            self._kept.popitem(last=False)
+
+    def _held(self) -> int:
+        return sum(len(one) ** 2 for heads in self._maps.values() for one in heads)
+
+
+@dataclass(frozen=True)
+class _Remembered(Projection):
+    """A projection whose heads come from the memory that made it."""
+
+    keys: Sequence[Key]
+    memory: RememberingDiffusion
+
+    def heads(self, image: int) -> list[LazyMap]:
+        return self.memory.heads(self.keys[image], self, image)
+
+
+class _WholeMap(LazyMap):
+    """A map that is made whole when a part of it is first read, and kept."""
+
+    @cached_property
+    def whole(self) -> Tensor:
+        return super().__getitem__(slice(None))
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.whole[rows]
+
+
+def _draws(noise: int | Tensor, images: int) -> list[int | bytes]:
+    """What each image's noise is remembered by."""
+    if isinstance(noise, int):
+        return [noise] * images
+    return [_digest(one) for one in noise.expand(images, -1, -1, -1)]
+
+
+def _digest(values: Tensor) -> bytes:
+    return hashlib.sha256(values.detach().cpu().contiguous().numpy().tobytes()).digest()

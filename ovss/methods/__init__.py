@@ -153,15 +153,21 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def _config(backbone: ClipBackbone, dataset: str, variant: str) -> CliperConfig:
-    letter = {768: "B", 1024: "L"}.get(backbone.width, f"width {backbone.width}")
-    key = (f"{letter}/{backbone.patch}", dataset, variant)
+    model = {(768, 16): "B/16", (1024, 14): "L/14"}.get((backbone.width, backbone.patch))
+    if model is None:
+        raise OvssError(
+            "the authors have settings only for ViT-B/16 and L/14, not for this CLIP (width "
+            f"{backbone.width}, patch {backbone.patch}): leave dataset= out and give short_side=, "
+            "logit_scale=, attention_threshold=, templates= and decision=CliperRule(...)"
+        )
+    key = (model, dataset, variant)
     if key not in CONFIGS:
         raise UnknownNameError.of("configuration", " ".join(key), map(" ".join, CONFIGS))
     return CONFIGS[key]
 
 
 def _settings(config: CliperConfig, options: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("short_side", "select_layer", "logit_scale", "attention_threshold")
+    names = ("short_side", "sliding_crop", "select_layer", "logit_scale", "attention_threshold")
     settings = {name: getattr(config, name) for name in names}
     return settings if "templates" in options else {**settings, "templates": config.template}
 

@@ -29,6 +29,7 @@ from ..errors import OvssError, UnknownNameError
 from ..refine.compensation import THRESHOLD, Compensation
 from ..segmenter import Refiner
 from ..vocabulary import Vocabulary
+from .sliding import Windows, check_window, spread
 
 VARIANTS = ("paper", "official-2024", "official")
 
@@ -59,6 +60,9 @@ class Cliper:
         short_side: pixels (section 4.1).
         templates: prompt templates; None takes the vocabulary's own.
         compensation: what sharpens the coarse map (section 3.3), or None for CLIPer*.
+        sliding_crop: "official" only: side in pixels of a window that slides over the image and
+            counts as much as the whole image does (per dataset); 0 for none.
+        sliding_stride: pixels from one window to the next; a constant in that code.
     """
 
     backbone: ClipBackbone
@@ -72,6 +76,8 @@ class Cliper:
     short_side: int = 336
     templates: tuple[str, ...] | None = None
     compensation: Compensation | None = None
+    sliding_crop: int = 0
+    sliding_stride: int = 112
     name: str = field(default="cliper", kw_only=True)
 
     def __post_init__(self) -> None:
@@ -86,6 +92,10 @@ class Cliper:
             raise OvssError(f"select_layer must be -{layers} to -1, got {self.select_layer}")
         if self.variant != "official" and self.select_layer != -1:
             raise OvssError(f'select_layer belongs to variant="official", not {self.variant!r}')
+        if self.sliding_crop and self.variant != "official":
+            raise OvssError(f'sliding_crop belongs to variant="official", not {self.variant!r}')
+        if self.sliding_crop:
+            check_window(self.sliding_crop, self.sliding_stride, self.backbone.patch)
 
     @property
     def refiners(self) -> tuple[Refiner, ...]:
@@ -116,17 +126,32 @@ class Cliper:
     @torch.no_grad()
     def coarse_map(self, pixels: Tensor, text: Tensor, vocabulary: Vocabulary) -> CoarseMap:
         """Pixels [B, 3, H, W] and text features [Q, E] -> the coarse segmentation map."""
-        fused = self.attention == "fused"
-        features = self.backbone.features(pixels, attention="sum" if fused else False)
+        queries = self._queries(text, vocabulary)
+        grid = self.backbone.grid(pixels)
+        layers, patches = self._compare(pixels, queries)
+        maps = layers if self.variant == "paper" else [layer.softmax(1) for layer in layers]
+        if self.sliding_crop:
+            slid = self._slide(pixels, queries, layers, patches)
+            maps = [(whole + part) / 2 for whole, part in zip(maps, slid, strict=True)]
+        maps = [_of_classes(values, vocabulary) for values in maps]  # N x [B, K, L]
+        scores = self._combine(maps, patches, queries, vocabulary)
+        return CoarseMap(rearrange(scores, "b k (h w) -> b k h w", h=grid[0]), patches)
+
+    def _queries(self, text: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """Text features [Q, E]; the classes' mean may compete as one more: [Q', E]."""
+        if self.variant == "paper" or not self.mean_background:
+            return text
+        return torch.cat([text, _class_mean(text, vocabulary)])
+
+    def _compare(self, pixels: Tensor, queries: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Each input's logits, N x [B, Q', L], and the attention between patches [B, L, L]."""
+        attention: Any = "sum" if self.attention == "fused" else False
+        features = self.backbone.features(pixels, attention=attention)
         inputs, weights = self.inputs(features), self.weights(features)
         last = self._last_map(features, inputs[-1], weights[-1])
+        embeddings = self._embeddings(inputs, weights, last)
         patches = last.float().mean(1)[:, 1:, 1:]  # [B, L, L]: its rows sum to less than 1
-        maps = [  # N x [B, K, L]
-            self._similarity(embedding, text, vocabulary)
-            for embedding in self._embeddings(inputs, weights, last)
-        ]
-        scores = self._combine(maps, patches, text, vocabulary)
-        return CoarseMap(rearrange(scores, "b k (h w) -> b k h w", h=features.grid[0]), patches)
+        return [self._logits(embedding, queries) for embedding in embeddings], patches
 
     def embeddings(self, features: ClipFeatures) -> Tensor:
         """Output embeddings of all layers' tokens [layers, B, 1+L, E], class token first."""
@@ -179,24 +204,31 @@ class Cliper:
                 attention = last if k == len(inputs) - 1 else weights[k]
                 yield self.backbone.project(self.backbone.last_attention(tokens, attention))
 
-    def _similarity(self, embedding: Tensor, text: Tensor, vocabulary: Vocabulary) -> Tensor:
-        """[B, 1+L, E] -> [B, K, L]: cosines ("paper"), or their softmax over all queries."""
-        if self.variant != "paper" and self.mean_background:
-            text = torch.cat([text, _class_mean(text, vocabulary)])
-        cosine = F.normalize(embedding[:, 1:].float(), dim=-1) @ text.float().T  # [B, L, Q]
-        if self.variant != "paper":
-            cosine = (self.logit_scale * cosine).softmax(-1)
-        queries = cosine.mT[:, : len(vocabulary.queries), :, None]  # [B, Q, L, 1]
-        return vocabulary.reduce(queries)[..., 0]
+    def _logits(self, embedding: Tensor, queries: Tensor) -> Tensor:
+        """[B, 1+L, E] and [Q', E] -> [B, Q', L]: cosines, scaled but for "paper"."""
+        cosine = F.normalize(embedding[:, 1:].float(), dim=-1) @ queries.float().T  # [B, L, Q']
+        return cosine.mT if self.variant == "paper" else (self.logit_scale * cosine).mT
+
+    def _slide(
+        self, pixels: Tensor, queries: Tensor, layers: list[Tensor], patches: Tensor
+    ) -> list[Tensor]:
+        """Each layer's probabilities [B, Q', L] by sliding windows; one window is the image."""
+        patch = self.backbone.patch
+        crop, stride = self.sliding_crop // patch, self.sliding_stride // patch
+        windows = Windows.over(self.backbone.grid(pixels), crop, stride)
+        if len(windows.corners) > 1:
+            compare = partial(self._compare, queries=queries)
+            layers, patches = windows.compare(compare, pixels, self.backbone.room(windows.size))
+        return spread(layers, patches)
 
     def _combine(
-        self, maps: list[Tensor], patches: Tensor, text: Tensor, vocabulary: Vocabulary
+        self, maps: list[Tensor], patches: Tensor, queries: Tensor, vocabulary: Vocabulary
     ) -> Tensor:
         """Layers' maps -> [B, K, L]; the codes add one map that attention has propagated."""
         if self.variant == "paper":
             return torch.stack(maps).mean(0)
         if self.variant == "official-2024":
-            early = maps[:-1] or [self._blank(text, vocabulary)]
+            early = maps[:-1] or [self._blank(queries, vocabulary)]
             carried = cut(maps[-1], self.attention_threshold) @ patches.mT
             return torch.stack(early).mean(0) + carried
         selected = self.select_layer if self.fuse_features else 0
@@ -204,14 +236,14 @@ class Cliper:
         carried = maps[selected] @ patches  # the transposed direction of 2024's
         return torch.stack(maps).mean(0) + carried if self.fuse_features else carried
 
-    def _blank(self, text: Tensor, vocabulary: Vocabulary) -> Tensor:
+    def _blank(self, queries: Tensor, vocabulary: Vocabulary) -> Tensor:
         """The map of an all-zero layer [1, K, 1]: 2024's code averages those without fusion.
 
         All its tokens are equal and every map's rows sum to 1, so one token tells all.
         """
-        zeros = text.new_zeros(1, 2, self.backbone.width)
+        zeros = queries.new_zeros(1, 2, self.backbone.width)
         embedding = self.backbone.project(self.backbone.last_attention(zeros, "identity"))
-        return self._similarity(embedding, text, vocabulary)
+        return _of_classes(self._logits(embedding, queries).softmax(1), vocabulary)
 
 
 class FusedMaps(Sequence[Tensor]):
@@ -254,6 +286,11 @@ def affinity(total: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def cut(maps: Tensor, threshold: float) -> Tensor:
     """Zero where a class's map [..., L] lies below `threshold` times its maximum."""
     return maps.masked_fill(maps < threshold * maps.amax(-1, keepdim=True), 0)
+
+
+def _of_classes(values: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Values of all queries [B, Q', L] -> the best synonym's of each class [B, K, L]."""
+    return vocabulary.reduce(values[:, : len(vocabulary.queries), :, None])[..., 0]
 
 
 def _class_mean(text: Tensor, vocabulary: Vocabulary) -> Tensor:

@@ -20,12 +20,13 @@ class CliperConfig:
     Attributes:
         template: file of prompt templates, "car" (15) or "openai" (80); see `templates`.
         short_side: pixels.
-        select_layer, logit_scale, attention_threshold: see `Cliper`.
+        sliding_crop, select_layer, logit_scale, attention_threshold: see `Cliper`.
         score_threshold, background_threshold, normalize: see `CliperRule`.
     """
 
     template: str
     short_side: int
+    sliding_crop: int
     select_layer: int
     logit_scale: float
     attention_threshold: float
@@ -39,49 +40,49 @@ class CliperConfig:
         return CliperRule(self.score_threshold, self.background_threshold, self.normalize)
 
 
-# model, data set, template, short side, layer, scale, attention, score, background, normalize
+# model, data, template, side, window, layer, scale, attention, score, background, normalize
 _OFFICIAL = """
-B/16 ade150      car    336 -1 100 0.2  0.3  0.3    no
-B/16 cityscapes  openai 560 -1 100 0.35 0    0.0001 no
-B/16 coco-object openai 336 -1  50 0.2  0.3  0.3    no
-B/16 context60   car    336 -1 100 0.2  0.45 0.45   no
-B/16 context59   car    336 -1 100 0.2  0.3  0.3    no
-B/16 coco-stuff  car    336 -1  50 0.2  0.1  0.1    no
-B/16 voc20       car    336 -1 100 0.1  0    0.001  no
-B/16 voc21       car    336 -1 100 0.1  0.7  0.6    yes
-L/14 ade150      openai 336 -1  50 0.2  0.2  0.2    no
-L/14 cityscapes  car    448 -1 100 0.35 0    0.0001 no
-L/14 coco-object openai 336 -2  50 0.1  0.5  0.5    no
-L/14 context60   openai 336 -2  50 0.2  0.3  0.3    no
-L/14 context59   car    336 -2 100 0.2  0.45 0.45   no
-L/14 coco-stuff  openai 336 -2  50 0.2  0.2  0.2    no
-L/14 voc20       car    336 -1  70 0.2  0.1  0.0001 no
-L/14 voc21       car    336 -2  50 0.1  0.5  0.4    yes
+B/16 ade150      car    336   0 -1 100 0.2  0.3  0.3    no
+B/16 cityscapes  openai 560   0 -1 100 0.35 0    0.0001 no
+B/16 coco-object openai 336 224 -1  50 0.2  0.3  0.3    no
+B/16 context60   car    336 224 -1 100 0.2  0.45 0.45   no
+B/16 context59   car    336 224 -1 100 0.2  0.3  0.3    no
+B/16 coco-stuff  car    336   0 -1  50 0.2  0.1  0.1    no
+B/16 voc20       car    336   0 -1 100 0.1  0    0.001  no
+B/16 voc21       car    336 336 -1 100 0.1  0.7  0.6    yes
+L/14 ade150      openai 336   0 -1  50 0.2  0.2  0.2    no
+L/14 cityscapes  car    448   0 -1 100 0.35 0    0.0001 no
+L/14 coco-object openai 336   0 -2  50 0.1  0.5  0.5    no
+L/14 context60   openai 336   0 -2  50 0.2  0.3  0.3    no
+L/14 context59   car    336   0 -2 100 0.2  0.45 0.45   no
+L/14 coco-stuff  openai 336   0 -2  50 0.2  0.2  0.2    no
+L/14 voc20       car    336   0 -1  70 0.2  0.1  0.0001 no
+L/14 voc21       car    336   0 -2  50 0.1  0.5  0.4    yes
 """
 _OFFICIAL_2024 = """
-B/16 ade150      car    336 -1 100 0.2  0.3  0.3    no
-B/16 coco-object openai 336 -1  50 0.2  0.3  0.3    no
-B/16 context60   car    336 -1 100 0.2  0.45 0.45   no
-B/16 context59   car    336 -1 100 0.2  0.3  0.3    no
-B/16 coco-stuff  car    336 -1  50 0.2  0.1  0.1    no
-B/16 voc20       car    336 -1 100 0.2  0    0.001  no
-B/16 voc21       car    336 -1 100 0.2  0.7  0.6    no
-L/14 ade150      openai 336 -1  50 0.2  0.2  0.2    no
-L/14 coco-object openai 336 -1  50 0.2  0.5  0.5    no
-L/14 context60   openai 336 -1  50 0.2  0.3  0.3    no
-L/14 context59   car    336 -1 100 0.2  0.45 0.45   no
-L/14 coco-stuff  openai 336 -1  50 0.2  0.2  0.2    no
-L/14 voc20       car    336 -1  50 0.2  0    0.0001 no
-L/14 voc21       car    336 -1  50 0.2  0.5  0      yes
+B/16 ade150      car    336   0 -1 100 0.2  0.3  0.3    no
+B/16 coco-object openai 336   0 -1  50 0.2  0.3  0.3    no
+B/16 context60   car    336   0 -1 100 0.2  0.45 0.45   no
+B/16 context59   car    336   0 -1 100 0.2  0.3  0.3    no
+B/16 coco-stuff  car    336   0 -1  50 0.2  0.1  0.1    no
+B/16 voc20       car    336   0 -1 100 0.2  0    0.001  no
+B/16 voc21       car    336   0 -1 100 0.2  0.7  0.6    no
+L/14 ade150      openai 336   0 -1  50 0.2  0.2  0.2    no
+L/14 coco-object openai 336   0 -1  50 0.2  0.5  0.5    no
+L/14 context60   openai 336   0 -1  50 0.2  0.3  0.3    no
+L/14 context59   car    336   0 -1 100 0.2  0.45 0.45   no
+L/14 coco-stuff  openai 336   0 -1  50 0.2  0.2  0.2    no
+L/14 voc20       car    336   0 -1  50 0.2  0    0.0001 no
+L/14 voc21       car    336   0 -1  50 0.2  0.5  0      yes
 """
 
 
 def _read(table: str, variant: str) -> dict[tuple[str, str, str], CliperConfig]:
     rows = {}
     for line in table.split("\n")[1:-1]:
-        model, data, template, side, layer, *numbers, normalize = line.split()
+        model, data, template, side, crop, layer, *numbers, normalize = line.split()
         scale, attention, score, background = map(float, numbers)
-        layers = (int(side), int(layer), scale, attention)
+        layers = (int(side), int(crop), int(layer), scale, attention)
         row = CliperConfig(template, *layers, score, background, normalize == "yes")
         rows[model, data, variant] = row
     return rows
