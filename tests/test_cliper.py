@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,8 +302,12 @@ def test_full_size_from_a_folder(tmp_path: Path, architecture: str) -> None:
     config = open_clip.get_model_config(architecture)
     folder = save_clip(tmp_path / "clip", config, layout="open_clip", dtype=torch.float16)
     segmenter = ovss.load("cliper", profile="paper", clip=folder, compensation=None)
-    out = segmenter(noise(448, 336), "cat, grass")
+    image, words = noise(448, 336), Vocabulary.of("cat, grass")
+    out = segmenter(image, words)
     patch = config["vision_cfg"]["patch_size"]
     assert out.labels.shape == (336, 448)
     assert out.scores.shape == (2, 336 // patch, 448 // patch)
     assert torch.isfinite(out.scores).all()
+    assert isinstance(segmenter.method, Cliper)
+    (slid,) = replace(segmenter.method, variant="official", sliding_crop=224).score([image], words)
+    assert slid.shape == out.scores.shape and torch.isfinite(slid).all()

@@ -30,8 +30,16 @@ def save_model(
     content = save(halves, metadata={"format": "pt"})  # transformers asks for it
     _write(folder / "model.safetensors", content)
     _write(folder / "config.json", _json(config))
+    write_card(folder, curve, card, "model.safetensors")
+
+
+def write_card(
+    folder: Path, curve: Sequence[Mapping[str, float]], card: Mapping[str, Any], weights: str
+) -> None:
+    """Write the training curve, and the card with the SHA-256 of the file `weights`."""
     write_curve(folder / "curve.csv", curve)
-    _write(folder / "card.json", _json({**card, "sha256": hashlib.sha256(content).hexdigest()}))
+    digest = hashlib.sha256((folder / weights).read_bytes()).hexdigest()
+    _write(folder / "card.json", _json({**card, "sha256": digest}))
 
 
 def write_curve(path: Path, curve: Sequence[Mapping[str, float]]) -> None:

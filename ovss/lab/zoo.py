@@ -1,4 +1,4 @@
-"""Retrain the lab's models: `python -m ovss.lab.zoo [clip dino]`, or `make zoo [MODEL=clip]`."""
+"""Retrain the lab's models: `python -m ovss.lab.zoo [clip dino sd]`, or `make zoo [MODEL=clip]`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import torch
 
 from ovss import paths
 from ovss.errors import OvssError
-from ovss.lab.pretrain import clip, dino
+from ovss.lab.pretrain import clip, dino, sd
 
-RECIPES: dict[str, Callable[[Path, str], None]] = {"clip": clip.train, "dino": dino.train}
+RECIPES: dict[str, Callable[[Path, str], None]] = {
+    "clip": clip.train,
+    "dino": dino.train,
+    "sd": sd.train,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

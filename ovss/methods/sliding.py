@@ -53,22 +53,26 @@ class Windows:
         """Position in the image of each window's patches [n, l]."""
         numbers = torch.arange(self.grid[0] * self.grid[1]).view(self.grid)
         height, width = self.size
-        return torch.stack([numbers[y : y + height, x : x + width] for y, x in self.corners])
+        windows = [numbers[y : y + height, x : x + width].flatten() for y, x in self.corners]
+        return torch.stack(windows)
 
     def mean(self, values: Tensor) -> Tensor:
         """[B * n, Q, l] of the windows -> their mean at each patch of the image [B, Q, L]."""
-        places = self.places.flatten().to(values.device)  # [n * l]
-        count = places.bincount().to(values.dtype)  # [L]
-        parts = rearrange(values, "(b n) q l -> b q (n l)", n=len(self.corners))
-        total = parts.new_zeros(*parts.shape[:2], len(count))
-        return total.index_add_(2, places, parts) / count
+        places = self.places.to(values.device)
+        parts = rearrange(values, "(b n) q l -> n b q l", n=len(places))
+        count = values.new_zeros(self.grid[0] * self.grid[1])
+        total = values.new_zeros(*parts.shape[1:3], len(count))
+        for place, part in zip(places, parts, strict=True):
+            total[..., place] += part
+            count[place] += 1
+        return total.div_(count)
 
     def attention(self, maps: Tensor) -> Tensor:
         """[B * n, l, l] of the windows -> the mean over the windows of each pair [B, L, L].
 
         Pairs without a common window get 0; 1e-5 is added to each count, as in the code.
         """
-        places = self.places.flatten(1).to(maps.device)  # [n, l]
+        places = self.places.to(maps.device)
         positions = self.grid[0] * self.grid[1]
         maps = rearrange(maps, "(b n) i j -> n b i j", n=len(places))
         total = maps.new_zeros(maps.shape[1], positions, positions)

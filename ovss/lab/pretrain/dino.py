@@ -36,7 +36,7 @@ SCENE, LARGE, SMALL = 128, 64, 32  # pixels
 WORLDS = (VARIED, World())  # by turns
 MODEL: dict[str, Any] = {
     "image_size": LARGE,
-    "patch_size": 4,
+    "patch_size": 8,
     "hidden_size": 96,
     "num_hidden_layers": 6,
     "num_attention_heads": 3,
@@ -49,7 +49,7 @@ MODEL: dict[str, Any] = {
 class Recipe:
     seed: int = 0
     images: int = 48_000
-    batch: int = 24
+    batch: int = 16
     small: int = 2  # small crops of a scene, beside two large ones
     large_sizes: tuple[float, float] = (0.5, 1.0)  # side of a crop in sides of the scene
     small_sizes: tuple[float, float] = (0.2, 0.45)
@@ -60,7 +60,7 @@ class Recipe:
     warmup: float = 0.1  # share of all steps
     momentum: tuple[float, float] = (0.99, 1.0)  # of the teacher: first, last
     temperature: tuple[float, float] = (0.04, 0.07)  # of the teacher: first, after the warm-up
-    evaluate_every: int = 6_000  # images between two points of the curve
+    evaluate_every: int = 4_000  # images between two points of the curve
     curve_scenes: int = 100  # of `tune`, for a point of the curve
     card_scenes: int | None = None  # of `tune` and of `val`, for the card; None: all
 

@@ -1,0 +1,160 @@
+"""The recipe of the lab's diffusion model: captions of crops, stages, the average; resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention
+
+from ovss.backbones.diffusion import DiffusionBackbone
+from ovss.errors import OvssError
+from ovss.lab.pretrain import sd_model
+from ovss.lab.pretrain.sd import Latent, Trainer, train, unit
+from ovss.lab.pretrain.sd_attention import attending, context, supervised
+from ovss.lab.pretrain.sd_recipe import Batches, Recipe, Stage, describe, tokenize
+from ovss.lab.scenes import STUFF_NAMES, render
+
+TINY = Recipe(
+    evaluate_every=8,
+    curve_scenes=2,
+    card_scenes=2,
+    stages=(
+        Stage("image", 8, 4, 64, 1e-3, 1),
+        Stage("noise", 8, 4, 64, 1e-3, 1),
+        Stage("noise", 2, 2, 128, 1e-3, 0),
+    ),
+)
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smaller models of the same kind."""
+    vae = {**sd_model.VAE, "block_out_channels": (8, 8, 8), "norm_num_groups": 4}
+    heads = {"block_out_channels": (16, 16, 16), "attention_head_dim": (2, 2, 2)}
+    monkeypatch.setattr(sd_model, "VAE", vae)
+    monkeypatch.setattr(sd_model, "UNET", {**sd_model.UNET, **heads, "norm_num_groups": 8})
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> object:
+    return sd_model.make_tokenizer(render("pretrain", i, 64).caption for i in range(200))
+
+
+def test_the_tokenizer_spells_what_it_has_not_seen(tokenizer: object, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)  # type: ignore[attr-defined]
+    words = ["a red car by the sea", "zebra & crossing", ""]
+    ids = tokenize(tokenizer, words)
+    assert ids.shape == (3, sd_model.CONTEXT)
+    again = sd_model.CLIPTokenizer.from_pretrained(tmp_path)
+    assert torch.equal(tokenize(again, words), ids)
+    decoded = again.decode(ids[1], skip_special_tokens=True)
+    assert decoded.replace(" ", "") == "zebra&crossing"
+
+
+def test_only_what_a_crop_shows_is_named() -> None:
+    """A crop of one pixel's width shows no thing; the whole scene shows all that are not hidden."""
+    for index in range(20):
+        scene = render("pretrain", index, 128)
+        corner = describe(scene, 0, 0, 2, Random(0))
+        assert any(name in corner for name in STUFF_NAMES)
+        assert not any(thing.category in corner.split() for thing in scene.things)
+
+
+def test_stages_follow_one_another(tokenizer: object) -> None:
+    whole = list(Batches(TINY, tokenizer, 0))
+    rest = list(Batches(TINY, tokenizer, 3))
+    assert [len(pixels) for pixels, _ in whole] == [4, 4, 4, 4, 2]
+    assert [pixels.shape[-1] for pixels, _ in whole] == [64, 64, 64, 64, 128]
+    torch.testing.assert_close(whole[3], rest[0])
+    assert TINY.images == 18 and TINY.steps == 5
+    assert TINY.learning_rate(0) == TINY.learning_rate(2) == 1e-3, "each stage starts anew"
+
+
+def test_the_noise_is_told_from_the_latent(tokenizer: object) -> None:
+    """A U-Net that says nothing has an error of one; the autoencoder and the average stay."""
+    torch.manual_seed(0)
+    model = Latent(tokenizer)
+    pixels, tokens = unit(torch.randint(0, 256, (4, 3, 64, 64))), tokenize(tokenizer, ["a"] * 4)
+    for parameter in model.denoiser["unet"].conv_out.parameters():
+        torch.nn.init.zeros_(parameter)
+    modules = supervised(model.denoiser["unet"])
+    before = [module.processor for module in modules]
+    loss = model.noise_loss(pixels, tokens)
+    assert 0.9 < float(loss.detach()) < 2.5, "the noise, and at most the latents' variance"
+    loss.backward()
+    assert [module.processor for module in modules] == before
+    assert all(p.grad is None for p in model.vae.parameters()), "the autoencoder is finished"
+    assert all(p.grad is None for p in model.average.parameters())
+    assert all(module.to_q.weight.grad.abs().sum() > 0 for module in modules)
+
+
+def test_attention_that_keeps_to_its_half_tells_the_latent() -> None:
+    """Two flat halves: told without error where attention keeps to the half, else by chance."""
+    latents = torch.ones(1, 1, 16, 16)
+    latents[..., 8:, :] = -1
+    attention = Attention(2, heads=1, dim_head=2, bias=False, out_bias=False)
+    half = latents.flatten()[None, :, None].repeat(1, 1, 2)  # [1, L, 2]
+    found = []
+    for sharpness in (0.0, 30.0):
+        attention.to_q.weight.data = sharpness * torch.eye(2)
+        attention.to_k.weight.data = torch.eye(2)
+        with attending([attention], latents, torch.ones(1)) as errors:
+            attention(half)
+        target = context(latents)
+        raw = (target[..., 0] - target[..., 0].mean()).square().mean()
+        found.append(float(errors[0]) / float(raw))
+    assert found[0] > 1, "the mean of the others leans to the other half"
+    assert found[1] < 0.25, "what is left are the means across the border"
+
+
+def test_the_latents_have_variance_one_and_the_average_follows(tokenizer: object) -> None:
+    trainer = Trainer(TINY, tokenizer, "cpu")
+    batches = list(Batches(TINY, tokenizer, 0))
+    for batch in batches[:3]:
+        trainer.advance(batch)
+    latents = trainer.model.latents(unit(batches[2][0]))
+    assert float(latents.std()) == pytest.approx(1.0, abs=0.02)
+    pairs = zip(
+        trainer.model.average.parameters(), trainer.model.denoiser.parameters(), strict=True
+    )
+    first = Latent(tokenizer)
+    assert any(not torch.equal(a, c) for a, c in pairs)
+    assert not any(p.requires_grad for p in first.average.parameters())
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_model(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(whole, recipe=TINY)
+    with pytest.raises(RuntimeError, match="killed"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "advance", _killed_at(4, Trainer.advance))
+        train(parts, recipe=TINY)
+    assert (parts / "training.pt").exists() and not (parts / "card.json").exists()
+    train(parts, recipe=TINY)
+    first, second = (DiffusionBackbone.load(folder) for folder in (whole, parts))
+    for one, two in zip(first.unet.parameters(), second.unet.parameters(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-6, rtol=0)
+    card = json.loads((parts / "card.json").read_text())
+    assert card["images_seen"] == 18
+    assert first.vae.config.scaling_factor != pytest.approx(0.18215)
+    assert not (parts / "training.pt").exists()
+
+
+def test_another_recipe_does_not_go_on(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="killed"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "advance", _killed_at(4, Trainer.advance))
+        train(tmp_path, recipe=TINY)
+    with pytest.raises(OvssError, match="another recipe"):
+        train(tmp_path, recipe=Recipe(seed=1, stages=TINY.stages))
+
+
+def _killed_at(step: int, advance: object) -> object:
+    def limited(self: Trainer, batch: tuple[torch.Tensor, ...]) -> float:
+        if self.step == step:
+            raise RuntimeError("killed")
+        return advance(self, batch)  # type: ignore[operator,no-any-return]
+
+    return limited

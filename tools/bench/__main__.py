@@ -1,0 +1,116 @@
+"""`make bench`: CLIPer against a plain transcription of it, and every method in the lab.
+
+The first part runs both on the same random weights of the real sizes (ViT-B/16 and ViT-L/14 of
+CLIP, Stable Diffusion 2.1-base) and one image of 336 x 448 pixels with 21 classes, in one process
+and in turn, and checks that they agree. Times are the best of all rounds. The stage "compensation"
+of our side makes the maps too, from queries and keys; the transcription has made them in the U-Net.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+
+import lab
+import torch
+import weights
+from stages import STAGES, Ours, Plain, Run, Task, compare
+
+
+def main() -> None:
+    options = arguments()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.part in ("cliper", "all"):
+        for line in cliper(options):
+            print(line, flush=True)
+    if options.part in ("lab", "all"):
+        lab.main()
+
+
+def arguments() -> argparse.Namespace:
+    """Of the command line."""
+    parser = argparse.ArgumentParser("bench", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--part", choices=("all", "cliper", "lab"), default="all")
+    parser.add_argument("--quick", action="store_true", help="small networks: does it work?")
+    parser.add_argument("--clip", action="append", help='"ViT-B/16" or "ViT-L/14" alone')
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--sides",
+        nargs="+",
+        choices=weights.SIDES,
+        help="ways to run our diffusion model; default: float32 and bfloat16 (cuda: float16)",
+    )
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="of torch; default: as many as it likes")
+    options = parser.parse_args()
+    low = "bfloat16" if options.device == "cpu" else "float16"
+    options.sides = options.sides or ["float32", low]
+    return options
+
+
+def cliper(options: argparse.Namespace) -> Iterator[str]:
+    """The lines of the first part."""
+    sizes = weights.QUICK if options.quick else weights.FULL
+    image = weights.picture(sizes)
+    diffusion = weights.diffusion(sizes, image, options.device)
+    ours = {name: weights.variant(diffusion, name) for name in options.sides}
+    yield f"{image.width} x {image.height} pixels, {weights.CLASSES} classes, {machine(options)}"
+    yield "random weights, but like attends to like and classes resemble patches: see weights.py"
+    for name, vision in sizes.clips.items():
+        if options.clip and name not in options.clip:
+            continue
+        method, text = weights.clip(vision, image, options.device)
+        task = Task(image, method, text, diffusion.noise(0))
+        sides: list[Ours] = [Plain(task, diffusion), *(Ours(task, one) for one in ours.values())]
+        runs = compare(sides, options.rounds)
+        yield from table(name, dict(zip(("plain", *ours), runs, strict=True)))
+
+
+def machine(options: argparse.Namespace) -> str:
+    """What it runs on."""
+    if options.device != "cpu":
+        return torch.cuda.get_device_name(options.device)
+    return f"{torch.get_num_threads()} threads on {os.cpu_count()} cores"
+
+
+def table(name: str, runs: dict[str, Run]) -> Iterator[str]:
+    """Times and peaks by stage, then what was computed."""
+    first, *others = runs
+    yield f"\n{name:18}{first:>10}" + "".join(f"{side:>18}" for side in others) + "  | peak memory"
+    units = "".join(f"{side + ' MB':>18}" for side in runs)
+    yield f"{'':18}{'ms':>10}" + f"{'ms':>10}{'ratio':>8}" * len(others) + f"  |{units}"
+    sides = list(runs.values())
+    for index, stage in enumerate(STAGES):
+        yield row(stage, [run.seconds[index] for run in sides], [run.bytes[index] for run in sides])
+    yield row("end to end", [run.total for run in sides], [max(run.bytes) for run in sides])
+    yield from agreement(runs)
+
+
+def row(stage: str, seconds: list[float], sizes: list[int]) -> str:
+    """A stage's milliseconds with ratios, then megabytes."""
+    first, *others = (1000 * value for value in seconds)
+    times = "".join(f"{value:10.1f}{first / value:7.1f}x" for value in others)
+    memory = "".join(f"{size / 1e6:18.0f}" for size in sizes)
+    return f"{stage:18}{first:10.1f}{times}  |{memory}"
+
+
+def agreement(runs: dict[str, Run]) -> Iterator[str]:
+    """Labels and scores of our sides against the transcription's."""
+    (_, plain), *others = runs.items()
+    first = plain.side
+    regions = len(first.decided.unique())
+    yield f"the transcription's labels hold {regions} of {weights.CLASSES} classes"
+    for name, run in others:
+        same = (run.side.decided == first.decided).float().mean().item()
+        error = (run.side.refined - first.refined).abs().max().item()
+        coarse = (run.side.scores - first.scores).abs().max().item()
+        yield (
+            f"{name}: {100 * same:.3f} % of the labels equal; largest error of a score "
+            f"{error:.2g} (coarse {coarse:.2g}, of up to {first.refined.max().item():.2f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
