@@ -166,6 +166,24 @@ def bars_with_intervals(cells: pd.DataFrame, ylabel: str = "mIoU (%)") -> Figure
     return _done(figure)
 
 
+def differences(
+    gaps: Mapping[str, Sequence[float]], xlabel: str = "difference of mIoU (points)"
+) -> Figure:
+    """Differences (value, low, high), one below the other, around a line at zero."""
+    value, low, high = np.array(list(gaps.values()), dtype=float).reshape(-1, 3).T
+    lines = np.arange(len(gaps))
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(6, 1 + 0.24 * len(gaps)), layout="constrained")
+        ax.axvline(0, color="black", linewidth=0.8)
+        errors = np.stack([value - low, high - value]).clip(0)
+        ax.errorbar(value, lines, xerr=errors, fmt="o", color=COLOURS[0], capsize=2)
+        ax.set_yticks(lines, list(gaps))
+        ax.invert_yaxis()
+        ax.set_xlabel(xlabel)
+        ax.grid(axis="x", alpha=0.3)
+    return _done(figure)
+
+
 def curve(
     x: ArrayLike, series: Mapping[str, ArrayLike], xlabel: str, ylabel: str, log: bool = False
 ) -> Figure:

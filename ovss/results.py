@@ -294,7 +294,8 @@ def read_counts(
 
 def _counts_path(experiment: str, row: str, dataset: str, protocol: str, profile: str) -> Path:
     parts = [experiment, row, dataset] + ([protocol] if protocol != "mmseg" else [])
-    name = "__".join(re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts)
+    spelt = [part.replace("*", "-star ") for part in parts]  # CLIPer* is not CLIPer
+    name = "__".join(re.sub(r"[^\w.]+", "-", part).strip("-") for part in spelt)
     return paths.results(profile) / "counts" / f"{name}.npz"
 
 

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import readme_table  # noqa: E402
+import results_digest  # noqa: E402
 import stage  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*/*.md"))
@@ -97,6 +98,30 @@ def test_a_page_that_reads_results_runs_when_a_number_changed(clone: Path) -> No
     (clone / "data/numbers").write_text("2")
     assert make(clone, "notebooks") == (0, ["one.md", "board.md"])
     assert make(clone, "notebooks") == (0, [])
+
+
+def test_the_appendix_reads_results(clone: Path) -> None:
+    (clone / "notebooks/appendix").mkdir()
+    (clone / "notebooks/appendix/points.md").write_text("reads the numbers")
+    assert make(clone, "notebooks")[1][:2] == ["one.md", "two.md"]
+    (clone / "data/numbers").write_text("2")
+    (clone / "notebooks/0-lab/one.md").write_text("one, edited")
+    assert sorted(make(clone, "notebooks")[1]) == ["board.md", "one.md", "points.md"]
+
+
+def test_the_digest_sees_numbers_and_no_times(tmp_path: Path) -> None:
+    from ovss import results
+
+    def digest(miou: float, ms: float) -> str:
+        common = {"experiment": "e", "row": "a", "dataset": "d", "protocol": "p"}
+        values = {"mIoU": miou, "time (ms)": ms, "time ratio": ms / 10}
+        rows = [{**common, "metric": name, "value": value} for name, value in values.items()]
+        results.write(tmp_path / "e.csv", rows, one_run=True)
+        return results_digest.digest(tmp_path)
+
+    first = digest(40, 10)
+    (tmp_path / "e.csv").unlink()
+    assert digest(40, 20) == first != digest(41, 20)
 
 
 @pytest.mark.parametrize("changed", ["ovss/__init__.py", "notebooks/profiles/lab.yml"])

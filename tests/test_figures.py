@@ -84,6 +84,16 @@ def test_bars_have_the_values_and_the_papers() -> None:
     assert [label.get_text() for label in ax.get_xticklabels()] == ["last", "fused"]
 
 
+def test_differences_stand_where_they_belong() -> None:
+    ax = figures.differences({"up": (2, 1, 4), "down": (-1, -3, 0)}).axes[0]
+    points = ax.containers[0][0].get_xydata()
+    np.testing.assert_array_equal(points, [[2, 0], [-1, 1]])
+    bars = ax.containers[0][2][0].get_segments()
+    np.testing.assert_array_equal([bar[:, 0] for bar in bars], [[1, 4], [-3, 0]])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["up", "down"]
+    assert ax.yaxis_inverted()
+
+
 def test_pca_rgb_finds_three_groups() -> None:
     groups = torch.eye(3).repeat_interleave(5, 0) @ torch.randn(3, 16)
     colours = figures.pca_rgb(groups)

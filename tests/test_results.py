@@ -163,6 +163,16 @@ def test_image_level_numbers_are_those_of_the_metrics(results_folder: Path) -> N
         results.record(result(), "t2", "b", threshold=0.5)
 
 
+def test_a_star_makes_another_row(results_folder: Path) -> None:
+    rows = {"CLIPer* (text)": result(0.9), "CLIPer (text)": result(0.3)}
+    for row, one in rows.items():
+        results.record(one, "e", row)
+    for row, one in rows.items():
+        kept = results.read_counts("e", row, "lab-21")
+        assert kept is not None
+        np.testing.assert_array_equal(kept.areas, one.areas)
+
+
 def test_claims_about_image_scores(results_folder: Path) -> None:
     for row, hit in (("good", 0.8), ("bad", 0.4)):
         results.record(scored(hit), "t2", row, threshold=0.5)
