@@ -72,8 +72,9 @@ def test_refiners_and_image_scores() -> None:
     """The decision sees half the refined plus half the coarse maximum (CLIPer, Table 2)."""
     seen: list[torch.Tensor] = []
 
-    def double(scores: torch.Tensor, image: Image.Image) -> torch.Tensor:
-        return torch.nn.functional.interpolate(2 * scores[None], scale_factor=2)[0]
+    def double(scores: Sequence[torch.Tensor], images: Sequence[Image.Image]) -> list[torch.Tensor]:
+        assert len(scores) == len(images)
+        return [torch.nn.functional.interpolate(2 * one[None], scale_factor=2)[0] for one in scores]
 
     def rule(scores: torch.Tensor, image_scores: torch.Tensor | None = None) -> torch.Tensor:
         assert image_scores is not None
