@@ -32,6 +32,14 @@ from ovss.lab.pretrain.training import Batch, Progress, adamw, cosine, run, warm
 from ovss.lab.pretrain.views import MEAN, STD
 from ovss.lab.scenes import World, render
 
+LESSONS = (  # what was tried, with numbers on `tune`
+    "This recipe does not learn to the end: the loss leaves its plateau of 6.5 only for the first "
+    "ten thousand images, and the weights kept are the first measured, near the untrained ones "
+    "(50 scenes: inside 48.6 %, neighbours of the same class for things 5.9 %, for stuff 87.2 %).",
+    "256 prototypes and a teacher's temperature of 0.03 to 0.04: the loss falls to 1.8 within "
+    "5,000 images, neighbours of things rise to 12 %, but inside falls to 32 %; with a rate of "
+    "3e-4 and half of the patches hidden, 3,200 images: inside 46 %, things 8.5 %.",
+)
 SCENE, LARGE, SMALL = 128, 64, 32  # pixels
 WORLDS = (VARIED, World())  # by turns
 MODEL: dict[str, Any] = {
@@ -200,6 +208,7 @@ def _finish(trainer: Trainer, folder: Path) -> None:
         **origin(),
         "tune": measure(trainer.backbone(), "tune", recipe.card_scenes),
         "val": measure(trainer.backbone(), "val", recipe.card_scenes),
+        "tried": list(LESSONS),
     }
     with paths.atomic(folder / "preprocessor_config.json") as file:
         file.write(json.dumps({"image_mean": MEAN, "image_std": STD}, indent=2).encode() + b"\n")

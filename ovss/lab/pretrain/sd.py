@@ -125,7 +125,7 @@ class Trainer(Progress):
     def backbone(self) -> DiffusionBackbone:
         """The averaged model as it is now, for measuring."""
         model = self.model
-        model.vae.config["scaling_factor"] = float(model.scale)
+        model.vae.register_to_config(scaling_factor=float(model.scale))
         parts = (model.average["unet"], model.vae, model.average["text"], self.tokenizer)
         device = torch.device(self.device)
         return DiffusionBackbone(*parts, model.scheduler, "sd", "in training", device)
