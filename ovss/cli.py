@@ -85,6 +85,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="lab", help="lab (miniature) or paper checkpoints")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...")
     parser.add_argument("--clip", help="another CLIP: a name of `ovss list`, or a folder")
+    parser.add_argument("--dino", help="of proxyclip: another DINO")
+    parser.add_argument("--compensation", help='of cliper: a diffusion model; the lab\'s is "sd"')
 
 
 def _command(
@@ -165,7 +167,7 @@ def _summary(builder: Any) -> str:
 def _load(options: argparse.Namespace) -> Any:
     from . import load
 
-    given = {"device": options.device, "clip": options.clip}
+    given = {name: getattr(options, name) for name in ("device", "clip", "dino", "compensation")}
     chosen = {name: value for name, value in given.items() if value is not None}
     return load(options.method, options.profile, **chosen)
 

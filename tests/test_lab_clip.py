@@ -62,3 +62,14 @@ def test_things_and_stuff_are_found(clip: ClipBackbone) -> None:
     assert given.group(THING_NAMES)[0] >= 30  # a part of val; the card has the whole
     assert given.group(STUFF_NAMES)[0] >= 50
     assert measure.all_things(clip, "val", limit=120).miou >= 25
+
+
+def test_the_command_compensates(tmp_path: Path) -> None:
+    """`--compensation sd` changes borders, not what the picture is of; a wrong option says so."""
+    plain = ovss.load("cliper", compensation=None)(SCENE, WORDS)
+    arguments = ["segment", str(SCENE), "--classes", WORDS, "--out", str(tmp_path / "o.png")]
+    assert cli.main([*arguments, "--compensation", "sd"]) == 0
+    written = np.asarray(Image.open(tmp_path / "o.png")).astype(int) - 1
+    same = (written == plain.labels.numpy()).mean()
+    assert 0.6 < same < 1
+    assert cli.main([*arguments, "--method", "maskclip", "--compensation", "sd"]) == 2
