@@ -107,7 +107,9 @@ def with_background(maps: Tensor, rule: Background | None) -> Tensor:
     return torch.cat([(maps.amax(0, keepdim=True) == 0).to(maps), maps])
 
 
-def relabel(labels: Tensor, numbers: Sequence[int], background: bool, quirk: bool = False) -> Tensor:
+def relabel(
+    labels: Tensor, numbers: Sequence[int], background: bool, quirk: bool = False
+) -> Tensor:
     """Labels BACKGROUND, 0 ... K-1 -> a data set's numbers, 0 for the background.
 
     Args:

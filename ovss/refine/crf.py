@@ -1,4 +1,4 @@
-"""Dense CRF: Krähenbühl and Koltun (NIPS 2011), as PnP-OVSS (arXiv 2311.17095, section 3.3) uses it.
+"""Dense CRF (Krähenbühl and Koltun, NIPS 2011) as PnP-OVSS has it (arXiv 2311.17095, section 3.3).
 
 Labels of near pixels should agree, and those of pixels of like colour all the more. PnP-OVSS takes
 the parameters of CutLER. The work is pydensecrf's, which keeps Python's lock while it computes, so
@@ -31,6 +31,7 @@ INSTALL = (
     'pip install "cython<3" setuptools wheel && '
     "CYTHON_FORCE_REGEN=1 pip install --pre --no-build-isolation pydensecrf"
 )
+WITHOUT = "crf=None (--no-crf)"
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
@@ -59,7 +60,9 @@ class DenseCrf:
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("pydensecrf") is None:
-            raise OvssError(f"the dense CRF needs pydensecrf: {INSTALL}; or leave it out: crf=None")
+            raise OvssError(
+                f"the dense CRF needs pydensecrf: {INSTALL}; or leave it out: crf=None, --no-crf"
+            )
 
     @torch.no_grad()
     def __call__(self, scores: Sequence[Tensor], images: Sequence[Image.Image]) -> list[Tensor]:
@@ -97,9 +100,7 @@ def infer(crf: DenseCrf, energy: Floats, pixels: Pixels) -> Floats:
     model: Any = DenseCRF2D(width, height, classes)
     model.setUnaryEnergy(energy.reshape(classes, -1))
     model.addPairwiseGaussian(sxy=crf.near, compat=crf.near_weight)
-    model.addPairwiseBilateral(
-        sxy=crf.far, srgb=crf.colour, rgbim=pixels, compat=crf.far_weight
-    )
+    model.addPairwiseBilateral(sxy=crf.far, srgb=crf.colour, rgbim=pixels, compat=crf.far_weight)
     return np.array(model.inference(crf.iterations), dtype=np.float32).reshape(energy.shape)
 
 
