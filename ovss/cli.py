@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import __version__, results
-from .datasets import DATASETS
+from .datasets import DATASETS, open_dataset
 from .errors import OvssError
 from .evaluate import evaluate
 from .paths import data
@@ -67,9 +67,10 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--classes",
-        choices=("all", "image"),
         default="all",
-        help="query all classes, or only those each image holds",
+        metavar="all|image|clip|gpt-4o|FILE.json",
+        help="query all classes, or those each image holds: by its truth, by CLIP, by GPT-4o "
+        "(asked now, or its answers in a file)",
     )
     parser.add_argument("--out", metavar="CSV", help="add the numbers to this results file")
     _add_model(parser)
@@ -114,15 +115,15 @@ def _segment(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    data = open_dataset(options.dataset, options.root, options.split)
+    classes = _classes(options, data)
     result = evaluate(
         _load(options),
-        options.dataset,
-        root=options.root,
-        split=options.split,
+        data,
         limit=options.limit,
         resume=options.resume,
         seed=options.seed,
-        classes=options.classes,
+        classes=classes,
         batch=options.batch,
         workers=options.workers,
     )
@@ -137,6 +138,17 @@ def _evaluate(options: argparse.Namespace) -> None:
         f"mIoU {result.miou:.2f} [{low:.2f}, {high:.2f}] on {result.images} images of "
         f"{result.dataset} ({result.protocol}), {1000 * result.seconds_per_image:.0f} ms an image"
     )
+    if hasattr(classes, "bill"):
+        print(classes.bill)
+
+
+def _classes(options: argparse.Namespace, data: Any) -> Any:
+    """What `--classes` says: a word that `evaluate` knows, or a tagger."""
+    from .taggers import find_tagger
+
+    if options.classes in ("all", "image"):
+        return options.classes
+    return find_tagger(options.classes, data, options.profile, options.device)
 
 
 def _list(options: argparse.Namespace) -> None:

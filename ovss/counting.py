@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,19 +67,21 @@ class Run:
     ) -> tuple[list[IntArray], Scores | None]:
         """The labels, and the image scores [B, K] if all classes were asked."""
         if wanted is not None:
-            pairs = zip(samples, wanted, strict=True)
-            return [self._labels_of(sample, classes) for sample, classes in pairs], None
+            return list(self._labels_of(samples, wanted)), None
         found = self.segmenter([sample.image for sample in samples], self.words)
         scores = np.stack([one.image_scores.numpy() for one in found]).astype(np.float32)
         return [one.labels.numpy() for one in found], scores
 
-    def _labels_of(self, sample: Sample, classes: list[int]) -> IntArray:
-        """Labels of an image that is asked only for some classes."""
-        if not classes:
-            return np.full(sample.target.shape, metrics.BACKGROUND)
-        found = self.segmenter(sample.image, self.words.subset(classes)).labels.numpy()
-        labels: IntArray = np.append(classes, metrics.BACKGROUND)[found]  # [-1] is background
-        return labels
+    def _labels_of(self, samples: Sequence[Sample], wanted: list[list[int]]) -> Iterator[IntArray]:
+        """Labels of images that are asked only for some classes; without any, background."""
+        images = [sample.image for sample, classes in zip(samples, wanted, strict=True) if classes]
+        words = [self.words.subset(classes) for classes in wanted if classes]
+        found = iter(self.segmenter(images, words) if images else [])
+        for sample, classes in zip(samples, wanted, strict=True):
+            if classes:  # index -1 is the background
+                yield np.append(classes, metrics.BACKGROUND)[next(found).labels.numpy()]
+            else:
+                yield np.full(sample.target.shape, metrics.BACKGROUND)
 
 
 def collect(run: Run, records: list[Record], order: list[int], bootstrap: int) -> Result:

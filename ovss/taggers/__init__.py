@@ -5,6 +5,15 @@ from __future__ import annotations
 from .base import Oracle, Tagger
 from .clip import ClipTagger
 from .gpt4o import Gpt4oTagger
+from .named import find_tagger
 from .published import PublishedAnswers, Report
 
-__all__ = ["ClipTagger", "Gpt4oTagger", "Oracle", "PublishedAnswers", "Report", "Tagger"]
+__all__ = [
+    "ClipTagger",
+    "Gpt4oTagger",
+    "Oracle",
+    "PublishedAnswers",
+    "Report",
+    "Tagger",
+    "find_tagger",
+]

@@ -87,7 +87,7 @@ class ClipTagger:
 
 
 def _starts(side: int, windows: int) -> list[int]:
-    """Where `windows` windows of half a side begin, evenly spread; one window lies in the middle."""
+    """Where windows of half a side begin, evenly spread; a single one lies in the middle."""
     room = side - -(-side // 2)
     if windows == 1:
         return [room // 2]

@@ -128,7 +128,9 @@ class PublishedAnswers:
     def report(self, images: Iterable[str] | None = None) -> Report:
         """What the file holds for these images, by default for all that it names."""
         wanted = list(self.answers if images is None else images)
-        known = {image: read_answer(self.answers[image]) for image in wanted if image in self.answers}
+        known = {
+            image: read_answer(self.answers[image]) for image in wanted if image in self.answers
+        }
         sizes = [len(self.classes(image)) for image in known]
         kinds: dict[str, list[str]] = {kind: [] for kind in _KINDS}
         kinds["missing"] = [image for image in wanted if image not in known]
