@@ -5,7 +5,7 @@ from __future__ import annotations
 from .base import Oracle, Tagger
 from .clip import ClipTagger
 from .gpt4o import Gpt4oTagger
-from .named import find_tagger
+from .named import find_clip, find_tagger
 from .published import PublishedAnswers, Report
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "PublishedAnswers",
     "Report",
     "Tagger",
+    "find_clip",
     "find_tagger",
 ]

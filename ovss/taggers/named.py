@@ -35,7 +35,7 @@ def find_tagger(
         return Gpt4oTagger()
     if name.endswith(".json"):
         return PublishedAnswers.read(name, data.name, len(data.names))
-    raise UnknownNameError.of("classes", name, NAMES)
+    raise UnknownNameError.of("tagger", name, NAMES)
 
 
 def find_clip(profile: str = "lab", device: str | None = None) -> ClipBackbone:
