@@ -67,3 +67,32 @@ def test_check_finds_each_corrupted_array(
     for name in {*CORRUPTED, label, first}:
         assert re.search(rf"FAIL .*{re.escape(name)}", printed), name
     assert "not compared: img0|it0|new (no checker knows this name)" in printed
+
+
+NETWORK = {  # what is added to the first value of the array
+    "img1|img_in": 1e-3,
+    "img1|input_ids": 1,
+    "img1|it0|itm_logits": 1e-3,
+    "img1|it0|cross_attn_l7h9": 1e-3,
+    "img1|it0|cross_grad_l7h9": 1e-4,
+    "img1|it2|gradcam": 1e-4,
+}
+
+
+def test_check_finds_each_corrupted_array_of_the_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(GOLDEN / "pnp" / "p1_voc", tmp_path / "case")
+    golden = dict(np.load(folder / "outputs.npz"))
+    for name, change in NETWORK.items():
+        golden[name].flat[0] += change
+    kept = ("_meta_json", "img0+1|it1|gradcam", "img0+1|it1|dropped|b0", "img0+1|it1|dropped|b1")
+    golden = {name: golden[name] for name in (*kept, *NETWORK)}
+    np.savez(folder / "outputs.npz", **golden, new=np.zeros(3))
+    assert check.main([str(folder)]) == 1
+    printed = capsys.readouterr().out
+    for name in NETWORK:
+        assert re.search(rf"FAIL .*{re.escape(name)}", printed), name
+    assert re.search(r"FAIL .*img1\|it2", printed), "its dropped patches are not in the file"
+    assert re.search(r"ok .*img0\+1\|it1\|gradcam", printed)
+    assert "not compared: new (no checker knows this name)" in printed
