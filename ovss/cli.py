@@ -87,6 +87,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip", help="another CLIP: a name of `ovss list`, or a folder")
     parser.add_argument("--dino", help="of proxyclip: another DINO")
     parser.add_argument("--compensation", help='of cliper: a diffusion model; the lab\'s is "sd"')
+    parser.add_argument("--itm", help="of pnp-ovss: another image-text matcher")
+    parser.add_argument(
+        "--no-crf", dest="crf", action="store_false", default=None, help="of pnp-ovss: no dense CRF"
+    )
 
 
 def _command(
@@ -167,7 +171,8 @@ def _summary(builder: Any) -> str:
 def _load(options: argparse.Namespace) -> Any:
     from . import load
 
-    given = {name: getattr(options, name) for name in ("device", "clip", "dino", "compensation")}
+    names = ("device", "clip", "dino", "compensation", "itm", "crf")
+    given = {name: getattr(options, name) for name in names}
     chosen = {name: value for name, value in given.items() if value is not None}
     return load(options.method, options.profile, **chosen)
 

@@ -2,7 +2,8 @@
 
 DIR is a case of CLIPer (`config.json`, `inputs.npz`, `outputs.npz`, `outputs_2024.npz`,
 `weights.safetensors`; files and arrays may be missing), of its text side (`config.json` with
-`classnames`), or of PnP-OVSS (`config.json` with `data_type`; `inputs.npz`, `outputs.npz`, `hf/`).
+`classnames`), of PnP-OVSS (`config.json` with `data_type`; `inputs.npz`, `outputs.npz`, `hf/`), or
+holds single functions of PnP-OVSS (`functions.npz`, `functions.json`).
 For each array the largest error is printed, for label maps the share of equal pixels. The exit
 status is 1 if anything lies beyond its tolerance. What is not compared is named with the reason.
 See README.md here.
@@ -20,6 +21,8 @@ from typing import Any, Literal
 
 import itm
 import numpy as np
+import pnp_case
+import pnp_functions
 import scores
 import sd
 import torch
@@ -124,6 +127,9 @@ class Case:
 
 def check(folder: Path) -> Iterator[Outcome | Skipped]:
     """Compare everything in `folder`."""
+    if (folder / "functions.npz").exists():
+        yield from pnp_functions.compare(folder)
+        return
     config = json.loads((folder / "config.json").read_text())
     if "classnames" in config:
         yield from check_text(folder, config)
@@ -294,7 +300,7 @@ CHECKERS: dict[str, Callable[[Case, Any, list[str], dict[str, Array]], Array]] =
         for name, read in scores.READERS.items()
     },
 }
-PNP = (itm,)  # each has `compare(case)` and `knows(case, name)`
+PNP = (itm, pnp_case)  # each has `compare(case)` and `knows(case, name)`
 REASONS = {"settings": "what label|... and cam2label|... are computed with"}
 
 
