@@ -64,15 +64,15 @@ def select(agnostic: Tensor, dropped: Tensor, count: int = 10) -> Tensor:
     Of equal ones those nearer to the top left are taken; where fewer are left, all of them.
 
     Args:
-        agnostic: [h, w].
-        dropped: [h, w] bool.
+        agnostic: [..., h, w].
+        dropped: [..., h, w] bool.
 
     Returns:
-        [h, w] bool.
+        [..., h, w] bool.
     """
-    values = agnostic.masked_fill(dropped, -torch.inf).flatten()
-    best = values.argsort(descending=True, stable=True)[:count]
-    chosen = torch.zeros_like(values, dtype=torch.bool).index_fill(0, best, True)
+    values = agnostic.masked_fill(dropped, -torch.inf).flatten(-2)
+    best = values.argsort(dim=-1, descending=True, stable=True)[..., :count]
+    chosen = torch.zeros_like(values, dtype=torch.bool).scatter_(-1, best, True)
     return chosen.view_as(dropped) & ~dropped
 
 
