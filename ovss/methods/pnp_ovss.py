@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..backbones.itm import ItmBackbone, Prompt
 from ..errors import OvssError, UnknownNameError
+from ..metrics import BACKGROUND
 from ..refine.blur import Blur, stretch
 from ..refine.crf import DenseCrf
 from ..segmenter import Refiner
@@ -221,6 +222,15 @@ class PnpOvss:
             yield seen
             if left:
                 dropped = dropped | self._selected(seen, prompts)
+
+    def relabel(self, labels: Tensor, classes: Sequence[int]) -> Tensor:
+        """Labels of an image asked for some `classes` of a data set -> the data set's labels.
+
+        BACKGROUND stays; with `relabel_quirk` some pixels get another class.
+        """
+        background = self.background == "voc" or (self.background == "psc" and len(classes) < 3)
+        numbers = [place + 1 for place in classes]
+        return pnp_maps.relabel(labels, numbers, background, self.relabel_quirk) + BACKGROUND
 
     def _look(self, pixels: Tensor, prompts: Sequence[Prompt], dropped: Tensor) -> Pass:
         """Eq. 1 on images [B, 3, S, S] without the dropped patches [B, h, w]."""
