@@ -114,7 +114,8 @@ class PnpOvss:
             one label, as in the authors' code.
         relabel_quirk: see `pnp_maps.relabel`.
         size: side in pixels of the square that images are squashed to (Table 3).
-        normalize, resample: of the images; the authors' code does neither on ADE20K as elsewhere.
+        normalize, resample: of the images; the authors' code resizes ADE20K's bilinearly and leaves
+            their pixels in [0, 1].
         batch: images in the network at once.
     """
 
@@ -159,6 +160,8 @@ class PnpOvss:
         if self.head is not None and not 0 <= self.head < self.backbone.heads:
             raise OvssError(f"head must be 0 to {self.backbone.heads - 1}, or None: {self.head}")
         self.backbone.patch_grid(self.size)
+        if self.blur is not None:
+            Blur(self.blur)
 
     def chosen(self, option: str) -> Any:
         """The value of an option: the given one, or the variant's."""
@@ -229,7 +232,7 @@ class PnpOvss:
 
         BACKGROUND stays; with `relabel_quirk` some pixels get another class.
         """
-        background = self.background == "voc" or (self.background == "psc" and len(classes) < 3)
+        background = pnp_maps.has_background(len(classes), self.background)
         numbers = [place + 1 for place in classes]
         return pnp_maps.relabel(labels, numbers, background, self.relabel_quirk) + BACKGROUND
 
@@ -246,7 +249,8 @@ class PnpOvss:
             objective=self.chosen("objective"),
         )
         tokens = pnp_maps.gradcam(found.attention[layer], found.gradient.get(layer), self.head)
-        return Pass(found.logits, tokens * found.mask[:, :, None, None], dropped)
+        tokens = tokens.masked_fill(~found.mask[:, :, None, None], 0)
+        return Pass(found.logits, tokens, dropped)
 
     def salience(self, seen: Pass, prompts: Sequence[Prompt]) -> Tensor:
         """Section 3.2: the class-agnostic maps [B, h, w] whose highest patches go next."""

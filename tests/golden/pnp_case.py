@@ -154,7 +154,7 @@ class Run:
     def has_background(self, numbers: Sequence[int]) -> bool:
         """Whether the background has a map of its own."""
         rule: Any = CONFIGS[DATASETS[self.data]]["background"]
-        return len(pnp_maps.with_background(torch.ones(len(numbers), 1, 1), rule)) > len(numbers)
+        return pnp_maps.has_background(len(numbers), rule)
 
     def refined(self, steps: int, first: bool, image: int) -> Array:
         """Maps [C, H, W] after some of the refiners."""
