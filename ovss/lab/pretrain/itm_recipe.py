@@ -1,0 +1,119 @@
+"""How the lab's matching models are trained: stages and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from ovss.lab.captions import Habits
+from ovss.lab.pretrain.itm_words import CONTENT, changed, content, swap, tags
+from ovss.lab.pretrain.training import warmup_cosine
+from ovss.lab.pretrain.itm_models import SIDE
+from ovss.lab.scenes import World, render
+
+SIMPLE = World(
+    things=(0.4, 0.6),
+    size=(0.3, 0.9),
+    regions=(0.6, 0.4),
+    habits=Habits(1.0, name_stuff=0.3, name_colour=0.6, stuff_only=0.02),
+)
+TALKATIVE = World(
+    things=(0.25, 0.35, 0.25, 0.15),
+    size=(0.28, 0.75),
+    habits=Habits(0.95, name_stuff=0.6, name_colour=0.6, stuff_only=0.08),
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`images` scenes of `world` in batches of `batch`; the image tower learns at `image_rate`
+    times the rate of the rest, or not at all."""
+
+    images: int
+    batch: int
+    world: World
+    image_rate: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        return self.images // self.batch
+
+
+@dataclass(frozen=True)
+class Recipe:
+    seed: int = 0
+    rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: int = 300
+    tagged: float = 0.2  # share of captions written as a list of tags
+    temperature: float = 0.07  # of the contrastive loss
+    evaluate_every: int = 32_768  # images between two points of the curve
+    curve_scenes: int = 60  # of `tune`, for a point of the curve
+    card_scenes: int | None = None  # of `tune` and of `val`, for the card; None: all
+    stages: tuple[Stage, ...] = (Stage(65_536, 64, SIMPLE), Stage(163_840, 64, TALKATIVE))
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def images(self) -> int:
+        return sum(stage.steps * stage.batch for stage in self.stages)
+
+    def stage(self, step: int) -> Stage:
+        """The stage that step `step` (from 0) belongs to."""
+        for stage in self.stages:
+            step -= stage.steps
+            if step < 0:
+                return stage
+        return self.stages[-1]
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine to 1 % of the peak."""
+        return self.rate * warmup_cosine(step, self.warmup, self.steps)
+
+
+class Batches(IterableDataset[tuple[Tensor, ...]]):
+    """Fresh scenes from `start_step` on: pixels [B, 3, 64, 64] uint8, the captions' tokens [B, T],
+    those of the same with one word swapped [B, T], and the words that a caption names [B, W]."""
+
+    def __init__(self, recipe: Recipe, tokenizer: Any, start_step: int) -> None:
+        self.recipe, self.tokenizer, self.start_step = recipe, tokenizer, start_step
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        step, first = 0, self.recipe.seed * 1_000_000_000
+        for stage in self.recipe.stages:
+            for _ in range(stage.steps):
+                if step >= self.start_step:
+                    yield self._batch(range(first, first + stage.batch), stage.world)
+                step, first = step + 1, first + stage.batch
+
+    def _batch(self, indices: range, world: World) -> tuple[Tensor, ...]:
+        scenes = [render("pretrain", i, SIDE, world) for i in indices]
+        pixels = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2)
+        pairs = [self._write(s.caption, Random(f"words/{i}")) for i, s in zip(indices, scenes)]
+        right, spoilt = map(list, zip(*pairs))
+        found = self.tokenizer(
+            right + spoilt, padding=True, return_offsets_mapping=True, return_tensors="pt"
+        )
+        tokens, swapped = found.input_ids.chunk(2)
+        starts, ends = found.offset_mapping.chunk(2)[1].unbind(-1)  # of each token's text
+        false, named = torch.zeros_like(swapped), torch.zeros(len(scenes), len(CONTENT)).bool()
+        for row, (caption, wrong) in enumerate(pairs):
+            named[row, [CONTENT[word] for word in content(caption)]] = True
+            for start, end in changed(caption, wrong):
+                false[row] |= (starts[row] >= start) & (ends[row] <= end) & (ends[row] > 0)
+        return pixels.contiguous(), tokens, swapped, false.bool(), named
+
+    def _write(self, caption: str, rng: Random) -> tuple[str, str]:
+        """The caption, perhaps as tags, and the same with one word swapped."""
+        if rng.random() < self.recipe.tagged:
+            caption = tags(caption)
+        return caption, swap(caption, rng)
