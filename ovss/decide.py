@@ -99,6 +99,8 @@ class CliperRule(PerClassRule):
 
 def upsample(scores: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear (align_corners=False) from [K, h, w] to [K, H, W]."""
+    if scores.shape[1:] == size:
+        return scores
     return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
 
 

@@ -8,7 +8,13 @@ from pathlib import Path
 from .. import paths
 from ..errors import CheckpointError, UnknownNameError
 
-ZOO = ("clip", "dino", "sd")  # miniature models trained by `make zoo`, kept in data/lab/zoo/<name>
+ZOO = (
+    "clip",
+    "dino",
+    "sd",
+    "blip-itm",
+    "bridgetower",
+)  # miniature models trained by `make zoo`, kept in data/lab/zoo/<name>
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class Checkpoint:
         revision: branch or commit of the hub repository. Results rows carry the SHA-256 of the
             weights really used, so a moved branch is seen.
         open_clip: (architecture, tag) by which open_clip knows it, empty for other libraries.
+        url: of a file that is to be downloaded by hand, where no hub has one we can load.
     """
 
     role: str
@@ -31,6 +38,7 @@ class Checkpoint:
     megabytes: int
     revision: str = "main"
     open_clip: tuple[str, str] | tuple[()] = ()
+    url: str = ""
 
 
 CHECKPOINTS: dict[str, Checkpoint] = {
@@ -73,6 +81,13 @@ CHECKPOINTS: dict[str, Checkpoint] = {
         ("BridgeTower/bridgetower-large-itm-mlm-itc",),
         "MIT",
         3460,
+    ),
+    "albef": Checkpoint(
+        "ALBEF image-text matching (PnP-OVSS, Table 8); the authors' file, downloaded by hand",
+        (),
+        "BSD-3-Clause",
+        1800,
+        url="https://storage.googleapis.com/sfr-pcl-data-research/ALBEF/mscoco.pth",
     ),
     "stable-diffusion-2-1-base": Checkpoint(
         "Stable Diffusion 2.1 base (CLIPer, section 3.3); the original repository is gone",

@@ -13,25 +13,30 @@ import torch
 from ..backbones.clip import ClipBackbone
 from ..backbones.diffusion import DiffusionBackbone
 from ..backbones.dino import DinoBackbone
+from ..backbones.itm import ItmBackbone
 from ..decide import Argmax, Rule
 from ..errors import OvssError, UnknownNameError
 from ..refine.compensation import Compensation
+from ..refine.crf import DenseCrf
 from ..segmenter import Method
 from .cliper import Cliper
 from .configs import CONFIGS, CliperConfig, templates
 from .dense_clip import PRESETS, SUMMARIES, DenseClip
+from .pnp_configs import CONFIGS as PNP_CONFIGS
+from .pnp_configs import SOLUTIONS
+from .pnp_ovss import PnpOvss
 from .proxyclip import ProxyClip
 
-Loaded = TypeVar("Loaded", ClipBackbone, DinoBackbone)
+Loaded = TypeVar("Loaded", ClipBackbone, DinoBackbone, ItmBackbone)
 Builder = Callable[..., tuple[Method, Rule]]  # (profile, **options) -> method and decision
 
 # What a profile changes about every method's defaults; the papers' own are in the classes.
 PROFILES: dict[str, dict[str, Any]] = {
-    "lab": {"clip": "clip", "dino": "dino", "short_side": 128},
-    "paper": {"clip": "ViT-B-16-quickgelu/openai", "dino": "dino-vitb8"},
+    "lab": {"clip": "clip", "dino": "dino", "itm": "blip-itm", "short_side": 128, "size": 128},
+    "paper": {"clip": "ViT-B-16-quickgelu/openai", "dino": "dino-vitb8", "itm": "blip-itm-large"},
 }
 PROFILES["smoke"] = PROFILES["lab"]
-SHARED = ("clip", "device", "dtype", "decision")  # options of every method
+SHARED = ("device", "dtype", "decision")  # options of every method
 
 
 def build_dense(preset: str, profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
@@ -84,6 +89,28 @@ def build_proxyclip(profile: str = "lab", **options: Any) -> tuple[Method, Rule]
     return method, options.get("decision") or Argmax()
 
 
+def build_pnp(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
+    """PnP-OVSS: an image-text matcher's cross-attention, Salience DropOut, blur and dense CRF.
+
+    Args:
+        options: the attributes of `PnpOvss`; `itm` (name, folder or an `ItmBackbone`), `device`,
+            `dtype`, `decision`; and `dataset`, which takes the authors' settings for that
+            benchmark (`pnp_configs.CONFIGS`). `crf` may also be True or False.
+    """
+    _check("pnp-ovss", options, (*_option_names(PnpOvss), "dataset"), "itm")
+    defaults = _profile(profile)
+    backbone = _load(ItmBackbone, "itm", {**defaults, **options})
+    dataset = options.get("dataset")
+    if dataset is not None and dataset not in PNP_CONFIGS:
+        raise UnknownNameError.of("configuration", dataset, PNP_CONFIGS)
+    found = {**SOLUTIONS.get(backbone.name, {}), **PNP_CONFIGS.get(dataset, {})}
+    values = {**defaults, **found, **options}
+    if isinstance(values.get("crf"), bool):
+        values["crf"] = DenseCrf() if values["crf"] else None
+    method = PnpOvss(backbone, **_method_options(PnpOvss, values))
+    return method, options.get("decision") or Argmax()
+
+
 def _preset(name: str) -> Builder:
     """The builder of one preset, with its own line of documentation."""
     builder = partial(build_dense, name)
@@ -95,6 +122,7 @@ METHODS: dict[str, Builder] = {
     **{name: _preset(name) for name in PRESETS},
     "proxyclip": build_proxyclip,
     "cliper": build_cliper,
+    "pnp-ovss": build_pnp,
 }
 
 
@@ -102,8 +130,10 @@ def _option_names(method: type) -> tuple[str, ...]:
     return tuple(f.name for f in fields(method) if f.name not in ("backbone", "name"))
 
 
-def _check(method: str, options: Iterable[str], known: Iterable[str]) -> None:
-    names = (*known, *SHARED)
+def _check(
+    method: str, options: Iterable[str], known: Iterable[str], backbone: str = "clip"
+) -> None:
+    names = (*known, backbone, *SHARED)
     for option in options:
         if option not in names:
             raise UnknownNameError.of(f"option of {method}", option, names)

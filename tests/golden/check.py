@@ -12,15 +12,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pnp_case
+import pnp_functions
 import scores
 import sd
 import torch
+from outcome import Outcome, Skipped
 from PIL import Image
 from prompts import text_outputs
 from scores import rule_of
@@ -34,24 +37,6 @@ from ovss.vocabulary import Vocabulary
 
 Array = np.ndarray[Any, Any]
 Variant = Literal["official", "official-2024"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One array compared: its largest error, or for label maps the share of equal pixels."""
-
-    name: str
-    kind: Literal["error", "equal"]
-    value: float
-    good: bool
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """One array that is not compared, and why."""
-
-    name: str
-    reason: str
 
 
 class HalfPositions(ClipBackbone):
@@ -139,7 +124,13 @@ class Case:
 
 def check(folder: Path) -> Iterator[Outcome | Skipped]:
     """Compare everything in `folder`."""
+    if (folder / "functions.npz").exists():
+        yield from pnp_functions.compare(folder)
+        return
     config = json.loads((folder / "config.json").read_text())
+    if "enc_token_id" in config:
+        yield from pnp_case.compare(folder)
+        return
     if "classnames" in config:
         yield from check_text(folder, config)
         return

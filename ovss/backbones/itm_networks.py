@@ -1,0 +1,120 @@
+"""Networks that match an image with a caption, each a library's own, behind one interface.
+
+mPLUG, the fourth of the paper's Table 8, is not here. Its checkpoints hold a CLIP, a BERT and a
+fusion network whose blocks are partly cross-attention and partly self-attention over image and
+text together ("cross-modal skip-connections"). No library has such a network, so loading them
+would mean to copy its authors' code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+class Network(Protocol):
+    """What `ItmBackbone` needs to know of a network."""
+
+    @property
+    def model(self) -> Any:
+        """The module itself, in evaluation mode."""
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of the images it was trained on."""
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch in pixels."""
+
+    @property
+    def heads(self) -> int:
+        """Of its cross-attention."""
+
+    @property
+    def positions(self) -> int:
+        """The longest caption in tokens."""
+
+    @property
+    def cross_attention(self) -> Sequence[nn.Module]:
+        """The modules through which words look at the image, in their order."""
+
+    def logits(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """[B, 3, H, W], [B, T] and [B, T] (1 at tokens) -> no match, match [B, 2]."""
+
+
+@dataclass(frozen=True)
+class Blip:
+    """transformers' `BlipForImageTextRetrieval`: a text encoder that looks at the image."""
+
+    model: Any = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        return int(self.model.config.vision_config.image_size)
+
+    @property
+    def patch(self) -> int:
+        return int(self.model.config.vision_config.patch_size)
+
+    @property
+    def heads(self) -> int:
+        return int(self.model.config.text_config.num_attention_heads)
+
+    @property
+    def positions(self) -> int:
+        return int(self.model.config.text_config.max_position_embeddings)
+
+    @property
+    def cross_attention(self) -> Sequence[nn.Module]:
+        return [layer.crossattention.self for layer in self.model.text_encoder.encoder.layer]
+
+    def logits(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        image = self.model.vision_model(pixel_values=pixels, interpolate_pos_encoding=True)
+        text = self.model.text_encoder(
+            input_ids=ids, attention_mask=mask, encoder_hidden_states=image.last_hidden_state
+        )
+        found: Tensor = self.model.itm_head(text.last_hidden_state[:, 0])
+        return found
+
+
+@dataclass(frozen=True)
+class BridgeTower:
+    """transformers' `BridgeTowerForImageAndTextRetrieval`: image and text look at each other.
+
+    Only the text's side of the cross-modal layers has maps from words to patches.
+    """
+
+    model: Any = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        return int(self.model.config.vision_config.image_size)
+
+    @property
+    def patch(self) -> int:
+        return int(self.model.config.vision_config.patch_size)
+
+    @property
+    def heads(self) -> int:
+        return int(self.model.config.text_config.num_attention_heads)
+
+    @property
+    def positions(self) -> int:
+        text = self.model.config.text_config
+        return int(text.max_position_embeddings - text.pad_token_id - 1)  # as RoBERTa counts
+
+    @property
+    def cross_attention(self) -> Sequence[nn.Module]:
+        layers = self.model.bridgetower.cross_modal_text_layers
+        return [layer.crossattention.self for layer in layers]
+
+    def logits(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        found = self.model(
+            input_ids=ids, attention_mask=mask, pixel_values=pixels, interpolate_pos_encoding=True
+        )
+        logits: Tensor = found.logits
+        return logits

@@ -1,0 +1,59 @@
+"""The maps of chosen cross-attention modules, and their place in autograd's graph.
+
+No weight of the network asks for a gradient and no input does, so a pass builds no graph at all. A
+tap makes the first chosen map a leaf that does: from there on the graph is built, and the backward
+pass ends there. Maps of later layers are then inside the graph and are differentiated as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from einops import rearrange
+from torch import Tensor, nn
+
+
+@contextmanager
+def tapped(modules: Mapping[int, Any], gradient: bool) -> Iterator[dict[int, Tensor]]:
+    """While open, a pass writes the maps of `modules` into the dictionary; no hook is left behind.
+
+    Args:
+        modules: layer -> an attention module of transformers: it has a submodule `value` and
+            returns what its maps have mixed [B, T, D] and the maps [B, heads, T, 1+L].
+        gradient: whether the maps are to be differentiated.
+    """
+    maps: dict[int, Tensor] = {}
+    values: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        for layer, module in modules.items():
+            if gradient:
+                keep = module.value.register_forward_hook(partial(_keep, values, layer))
+                stack.callback(keep.remove)
+            read = module.register_forward_hook(partial(_read, maps, values, layer))
+            stack.callback(read.remove)
+        yield maps
+
+
+def _keep(values: dict[int, Tensor], layer: int, _: nn.Module, __: Any, output: Tensor) -> None:
+    values[layer] = output
+
+
+def _read(
+    maps: dict[int, Tensor],
+    values: dict[int, Tensor],
+    layer: int,
+    _: nn.Module,
+    __: Any,
+    output: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor] | None:
+    """Keep the map; where the graph is to begin, mix the values once more, with a leaf."""
+    maps[layer] = output[1]
+    value = values.pop(layer, None)
+    if value is None or output[1].requires_grad:
+        return None
+    leaf = maps[layer] = output[1].detach().requires_grad_()
+    heads = rearrange(value, "b l (n d) -> b n l d", n=leaf.shape[1])
+    return rearrange(leaf @ heads, "b n t d -> b t (n d)"), leaf

@@ -1,0 +1,285 @@
+"""A golden case of PnP-OVSS, from the images to the metric: what `check.py` compares of it.
+
+The network's own arrays (logits, attention, gradients, GradCAM of a pass) are not compared here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from outcome import Outcome, Skipped
+from PIL import Image
+from pnp_numbers import SIZES, class_numbers, count, metrics_of
+
+from ovss import Segmenter, Vocabulary, metrics
+from ovss.backbones.itm import ItmBackbone
+from ovss.errors import OvssError
+from ovss.methods import pnp_maps
+from ovss.methods.pnp_configs import CONFIGS
+from ovss.methods.pnp_ovss import Pass, PnpOvss
+from ovss.refine.crf import DenseCrf
+
+Array = np.ndarray[Any, Any]
+DATASETS = {
+    "voc": "voc21",
+    "psc": "context60",
+    "ade20k": "ade150",
+    "coco_object": "coco-object",
+    "coco_stuff": "coco-stuff",
+}
+OFFICIAL = {"layer": 7, "head": 9, "batch_quirk": True}
+TOLERANCES = {"post_in": (0, 1e-5), "blurred": (0, 1e-5), "metrics": (0, 1e-6)}
+TOLERANCES = {**TOLERANCES, "post_in_first": (0, 1e-5), "class_iou": (0, 1e-6), "gt": (0, 0)}
+EQUAL = 0.995  # share of equal pixels
+EQUAL_FIRST = 0.98  # of label_first|None, whose maps are nearly proportional
+NETWORK = ("img_in", "input_ids", "itm_logits", "cross_attn", "cross_grad", "gradcam", "gradcam_l")
+
+
+@dataclass(frozen=True)
+class Known:
+    """A method whose maps are known: the refiners of another one, and what they refine."""
+
+    refiners: tuple[Any, ...]
+    maps: tuple[torch.Tensor, ...]
+    name: str = "known"
+
+    def score_each(self, images: Any, vocabularies: Any) -> list[torch.Tensor]:
+        """One [K, h, w] per image."""
+        return list(self.maps)
+
+    def score(self, images: Any, vocabulary: Any) -> list[torch.Tensor]:
+        """The same."""
+        return list(self.maps)
+
+
+class Run:
+    """What was recorded under one tag, a batch of images, and ovss's method for it."""
+
+    def __init__(self, folder: Path, config: Any, tag: str, meta: Any, backbone: Any) -> None:
+        self.tag, self.config, self.backbone = tag, config, backbone
+        self.golden = _under(tag, dict(np.load(folder / "outputs.npz")))
+        self.inputs = dict(np.load(folder / "inputs.npz"))
+        *prefix, images = tag.split("|")
+        self.data = prefix[0] if prefix else config["data_type"]
+        self.places = [int(name) for name in images.replace("img", "").split("+")]
+        self.words = [Vocabulary(tuple((name,) for name in names)) for names in meta["classes"]]
+        self.numbers = [class_numbers(self.data, found) for found in meta["best_class_idx"]]
+        shown = (self.inputs[f"img{place}|image_u8"] for place in self.places)
+        self.images = [Image.fromarray(pixels) for pixels in shown]
+
+    def method(self, drops: int, **changes: Any) -> PnpOvss:
+        """The authors' settings with `drops` passes."""
+        options = {**CONFIGS[DATASETS[self.data]], **OFFICIAL, "rounds": drops - 1, **changes}
+        return PnpOvss(self.backbone, size=self.config["size"], **options)
+
+    @cached_property
+    def prompts(self) -> list[Any]:
+        """The captions."""
+        return [self.method(1).prompt(words) for words in self.words]
+
+    @cached_property
+    def passes(self) -> list[Pass]:
+        """All four passes; fewer rounds are the first of them."""
+        method = self.method(4)
+        return list(method.passes(method.pixels(self.images), self.prompts))
+
+    def tokens(self, drops: int, which: str) -> torch.Tensor:
+        """GradCAM of all tokens [B, T, h, w]: of the "first" pass, or "agg" of all."""
+        if which == "first":
+            return self.passes[0].kept
+        kept = torch.stack([one.kept for one in self.passes[:drops]])
+        return pnp_maps.aggregate(kept, "official")
+
+    def class_maps(self, drops: int, which: str, image: int) -> torch.Tensor:
+        """The classes' maps [K, h, w] of one image."""
+        tokens = self.tokens(drops, self.source(drops, which))
+        return pnp_maps.merge(tokens[image], self.prompts[image].words, "official")
+
+    def source(self, drops: int, which: str) -> str:
+        """The tokens' maps behind those of the classes.
+
+        The script for COCO also gives the sum of all passes to what it calls the first drop.
+        """
+        name = f"drop{drops}|class_maps_first|b0"
+        if which == "agg" or drops == 1 or not self.data.startswith("coco"):
+            return which
+        if name not in self.golden:
+            return "agg"
+        tokens = {key: self.tokens(drops, key)[0] for key in ("first", "agg")}
+        maps = {
+            key: pnp_maps.merge(t, self.prompts[0].words, "official") for key, t in tokens.items()
+        }
+        error = {
+            key: np.abs(found.numpy() - self.golden[name]).max() for key, found in maps.items()
+        }
+        return min(error, key=error.__getitem__)
+
+    def segmenter(self, drops: int, first: bool, post: str) -> Segmenter:
+        """From the classes' maps on; `post` is "blur+crf", "blur", "crf" or "None"."""
+        options: dict[str, Any] = {"rescale": True} if first else {}
+        blur, crf = 0.05 if "blur" in post else None, DenseCrf(workers=1) if "crf" in post else None
+        method = self.method(drops, blur=blur, crf=crf, **options)
+        which = "first" if first else "agg"
+        found = (self.class_maps(drops, which, place) for place in range(len(self.images)))
+        cut = tuple(pnp_maps.cut(maps, method.threshold) for maps in found)
+        return Segmenter(Known(method.refiners, cut))
+
+    @cache  # noqa: B019 - a run lives as long as the check
+    def labels(self, drops: int, first: bool, post: str) -> list[Array]:
+        """The data set's numbers [H, W] of each image, 0 for the background."""
+        found = self.segmenter(drops, first, post)(self.images, self.words)
+        return [
+            pnp_maps.relabel(one.labels, numbers, self.has_background(numbers), True).numpy()
+            for one, numbers in zip(found, self.numbers, strict=True)
+        ]
+
+    def has_background(self, numbers: Sequence[int]) -> bool:
+        """Whether the background has a map of its own."""
+        rule: Any = CONFIGS[DATASETS[self.data]]["background"]
+        return len(pnp_maps.with_background(torch.ones(len(numbers), 1, 1), rule)) > len(numbers)
+
+    def refined(self, steps: int, first: bool, image: int) -> Array:
+        """Maps [C, H, W] after some of the refiners."""
+        segmenter = self.segmenter(4, first, "blur")
+        maps = segmenter.method.score([], self.words[0])
+        for refine in segmenter.method.refiners[:steps]:
+            maps = refine(maps, self.images)
+        return maps[image].numpy()
+
+    def truth(self, image: int) -> Array | None:
+        """The labels that `scores` gets: the border of VOC is background; None for polygons."""
+        place, name = self.places[image], "gt_stuff_png" if self.data == "coco_stuff" else "gt_png"
+        if self.data == "coco_object" or f"img{place}|{name}" not in self.inputs:
+            return None
+        truth = self.inputs[f"img{place}|{name}"].astype(np.int64)
+        if self.data == "coco_stuff":
+            return np.where(truth == 255, 0, truth + 1)
+        return np.where(truth == 255, 0, truth) if self.data == "voc" else truth
+
+    def counts(self, drops: int) -> Array:
+        """The confusion matrix of the batch after blur and CRF."""
+        truths = [self.golden[f"drop4|gt|b{place}"] for place in range(len(self.images))]
+        return sum(
+            count(truth, found, SIZES[self.data])
+            for truth, found in zip(truths, self.labels(drops, drops == 1, "blur+crf"), strict=True)
+        )
+
+
+def compare(folder: Path) -> list[Outcome | Skipped]:
+    """Everything in one case folder but what is the network's own."""
+    config = json.loads((folder / "config.json").read_text())
+    meta = json.loads(str(np.load(folder / "outputs.npz")["_meta_json"]))
+    backbone = ItmBackbone.load(folder / "hf")
+    runs = [Run(folder, config, tag, found, backbone) for tag, found in meta.items()]
+    return [row for run in runs for row in _rows(run)]
+
+
+def _rows(run: Run) -> Iterator[Outcome | Skipped]:
+    for name, expected in run.golden.items():
+        title = f"{run.tag}|{name}"
+        stage, *rest = name.split("|")
+        kind = rest[0] if rest else stage
+        if kind == "select_margin":
+            yield Skipped(title, "how clear the choice of patches was")
+        elif kind == "gt" and run.truth(int(rest[1][1:])) is None:
+            yield Skipped(title, "drawn from polygons; the metric reads it")
+        elif kind in READERS:
+            yield _judge(title, kind, rest, _read(READERS[kind], run, stage, rest), expected)
+        elif not kind.startswith(NETWORK):
+            yield Skipped(title, "no checker knows this name")
+
+
+def _read(reader: Reader, run: Run, stage: str, rest: list[str]) -> Array | str:
+    try:
+        return reader(run, int(stage.lstrip("droit")), rest)
+    except OvssError as error:
+        return str(error)
+
+
+def _judge(title: str, kind: str, rest: list[str], found: Array | str, expected: Array) -> Outcome:
+    if isinstance(found, str) or found.shape != expected.shape:
+        said = found if isinstance(found, str) else f"shape {found.shape}"
+        return Outcome(f"{title}: {said}", "error", float("inf"), False)
+    if kind.startswith("label"):
+        share = float((found == expected).mean())
+        needed = EQUAL_FIRST if (kind, rest[1]) == ("label_first", "None") else EQUAL
+        return Outcome(title, "equal", share, share >= needed)
+    relative, absolute = TOLERANCES.get(kind, (1e-4, 1e-6))
+    good = np.allclose(found, expected, relative, absolute, equal_nan=True)
+    errors = np.abs(found.astype(np.float64) - expected)
+    return Outcome(title, "error", float(np.nanmax(errors, initial=0.0)), good)
+
+
+def selected(run: Run, step: int, rest: list[str]) -> Array:
+    """`it{t}|selected|b` (10,): the patches taken out after pass t, as a set."""
+    place = int(rest[1][1:])
+    new = run.passes[step + 1].dropped[place] & ~run.passes[step].dropped[place]
+    return _as_recorded(new, run.golden[f"it{step}|selected|b{place}"])
+
+
+def dropped(run: Run, step: int, rest: list[str]) -> Array:
+    """`it{t}|dropped|b`: the patches that are not in the image of pass t, as a set."""
+    place = int(rest[1][1:])
+    return _as_recorded(run.passes[step].dropped[place], run.golden[f"it{step}|dropped|b{place}"])
+
+
+def _as_recorded(patches: torch.Tensor, recorded: Array) -> Array:
+    """Their numbers; in the recorded order where they are the same set."""
+    numbers = patches.flatten().nonzero()[:, 0].numpy()
+    return recorded if set(numbers.tolist()) == set(recorded.tolist()) else numbers
+
+
+def _under(tag: str, arrays: dict[str, Array]) -> dict[str, Array]:
+    return {
+        name.removeprefix(f"{tag}|"): values
+        for name, values in arrays.items()
+        if name.startswith(f"{tag}|")
+    }
+
+
+def gradcam_of(which: str) -> Reader:
+    """`drop{D}|gradcam_first` and `gradcam_agg` (B, T, G, G), without the first token."""
+    return lambda run, drops, rest: run.tokens(drops, which)[:, 1:].numpy()
+
+
+def class_maps_of(which: str) -> Reader:
+    """`drop{D}|class_maps_first|b` and `class_maps_agg|b` (K, G, G)."""
+    return lambda run, drops, rest: run.class_maps(drops, which, int(rest[1][1:])).numpy()
+
+
+def refined_by(steps: int, first: bool) -> Reader:
+    """`drop4|post_in|b`, `post_in_first|b` and `blurred|b` (C, H, W)."""
+    return lambda run, drops, rest: run.refined(steps, first, int(rest[1][1:]))
+
+
+def labels_of(first: bool) -> Reader:
+    """`drop{D}|label|POST|b`, `label_first|POST|b` (H, W); one pass has only one kind."""
+    return lambda run, drops, rest: run.labels(drops, first or drops == 1, rest[1])[
+        int(rest[2][1:])
+    ]
+
+
+Reader = Callable[[Run, int, list[str]], Array]
+READERS: dict[str, Reader] = {
+    "selected": selected,
+    "dropped": dropped,
+    "gradcam_first": gradcam_of("first"),
+    "gradcam_agg": gradcam_of("agg"),
+    "class_maps_first": class_maps_of("first"),
+    "class_maps_agg": class_maps_of("agg"),
+    "post_in": refined_by(1, False),
+    "post_in_first": refined_by(1, True),
+    "blurred": refined_by(2, False),
+    "label": labels_of(False),
+    "label_first": labels_of(True),
+    "gt": lambda run, drops, rest: run.truth(int(rest[1][1:])),
+    "metrics": lambda run, drops, rest: metrics_of(run.counts(drops)),
+    "class_iou": lambda run, drops, rest: metrics.per_class_iou(run.counts(drops)),
+}
