@@ -9,6 +9,8 @@ known from the captions alone; the model never sees a mask.
 
 from __future__ import annotations
 
+import json
+import tempfile
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,14 +21,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from safetensors.torch import save
+
+from ovss import paths
 from ovss.backbones.clip import ClipBackbone
-from ovss.lab.cards import origin
+from ovss.backbones.itm import ItmBackbone
+from ovss.lab.cards import origin, write_card
 from ovss.lab.pretrain.itm_loss import contrast, doubting, hard_negatives, matching
+from ovss.lab.pretrain.itm_measure import measure
 from ovss.lab.pretrain.itm_models import SIDE, Blip, BridgeTower, States
-from ovss.lab.pretrain.itm_recipe import Batches, Recipe
+from ovss.lab.pretrain.itm_recipe import LESSONS, Batches, Recipe
 from ovss.lab.pretrain.itm_words import make_bytepairs, make_wordpiece
 from ovss.lab.pretrain.training import Batch, Progress, adamw, run
-from ovss.lab.pretrain.views import normalise
+from ovss.lab.pretrain.views import MEAN, STD, normalise
 from ovss.lab.scenes import render
 
 READ = 6000  # captions, by the tokenizer
@@ -34,6 +41,7 @@ FAMILIES: dict[str, Any] = {
     "blip-itm": (Blip, make_wordpiece),
     "bridgetower": (BridgeTower, make_bytepairs),
 }
+PROCESSORS = {"blip-itm": "BlipImageProcessor", "bridgetower": "BridgeTowerImageProcessor"}
 
 
 class Trainer(Progress):
@@ -77,6 +85,21 @@ class Trainer(Progress):
         self.model.image_tower.requires_grad_(share > 0)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * share if group.get("tower") else rate
+
+    def write(self, folder: Path) -> None:
+        """The model as it is now, as the library saves one: weights in float16."""
+        model = self.model.model
+        model.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        pixels = {"size": {"height": SIDE, "width": SIDE}, "image_mean": MEAN, "image_std": STD}
+        kind = {"image_processor_type": PROCESSORS[self.name]}
+        halves = {name: value.half().contiguous() for name, value in model.state_dict().items()}
+        for name, content in (
+            ("preprocessor_config.json", json.dumps({**kind, **pixels}, indent=2).encode()),
+            ("model.safetensors", save(halves, metadata={"format": "pt"})),
+        ):
+            with paths.atomic(folder / name) as file:
+                file.write(content)
 
     def loss(
         self, pixels: Tensor, right: Tensor, swapped: Tensor, false: Tensor, named: Tensor
@@ -134,7 +157,8 @@ def _finish(trainer: Trainer, folder: Path) -> None:
     backbone = ItmBackbone.load(folder)
     card = {
         "name": trainer.name,
-        "what": WHAT[trainer.name],
+        "what": f"a {type(trainer.model).__name__} of transformers that matches images and captions, "
+        "trained on the lab world at 64 px; its image tower began as the lab CLIP's",
         "parameters": sum(p.numel() for p in trainer.model.model.parameters()),
         "recipe": asdict(recipe),
         "images_seen": trainer.images,

@@ -84,7 +84,9 @@ class Blip(nn.Module):
         """
         vision = self.model.vision_model
         _copy(vision.post_layernorm, clip.ln_post)
-        for mine, its in zip(vision.encoder.layers, clip.transformer.resblocks[:DEPTH], strict=True):
+        for mine, its in zip(
+            vision.encoder.layers, clip.transformer.resblocks[:DEPTH], strict=True
+        ):
             _copy(mine.layer_norm1, its.ln_1)
             _copy(mine.layer_norm2, its.ln_2)
             mine.self_attn.qkv.weight.copy_(its.attn.in_proj_weight)
@@ -165,12 +167,18 @@ class BridgeTower(nn.Module):
     def match(self, image: States, text: States) -> tuple[Tensor, Tensor]:
         """Pairs -> logits [B, 2]: no match, match; and the tokens' last states [B, T, D]."""
         tower, bias = self.tower, text[-1]
-        seen, read = tower.cross_modal_image_layernorm(image[0]), tower.cross_modal_text_layernorm(text[0])
+        seen, read = (
+            tower.cross_modal_image_layernorm(image[0]),
+            tower.cross_modal_text_layernorm(text[0]),
+        )
         for number in range(LAYERS):
             if number:
                 read = tower.cross_modal_text_link_tower[number - 1](text[number], read, bias)
                 seen = tower.cross_modal_image_link_tower[number - 1](image[number], seen, None)
-            words, look = tower.cross_modal_text_layers[number], tower.cross_modal_image_layers[number]
+            words, look = (
+                tower.cross_modal_text_layers[number],
+                tower.cross_modal_image_layers[number],
+            )
             new_read = words(read, seen, attention_mask=bias)[0]
             seen = look(seen, read, encoder_attention_mask=bias)[0]
             read = new_read
@@ -186,7 +194,9 @@ class BridgeTower(nn.Module):
         visual.embeddings.patch_embedding.weight.copy_(clip.conv1.weight)
         _copy(visual.ln_pre, clip.ln_pre)
         _copy(visual.ln_post, clip.ln_post)
-        for mine, its in zip(visual.transformer.resblocks, clip.transformer.resblocks[:DEPTH], strict=True):
+        for mine, its in zip(
+            visual.transformer.resblocks, clip.transformer.resblocks[:DEPTH], strict=True
+        ):
             mine.load_state_dict(its.state_dict())
 
 

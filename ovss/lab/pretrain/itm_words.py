@@ -8,16 +8,16 @@ from itertools import combinations
 from random import Random
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import BertTokenizerFast, RobertaTokenizerFast
 
 from ovss.lab.captions import PLURALS
 from ovss.lab.scenes import COLOUR_NAMES, STUFF_NAMES, THING_NAMES
 
-PIECES = 180  # of the WordPiece vocabulary: too few for every name, so that some are split
-BYTES = 420  # of the byte-level vocabulary
+WORD_PIECES, BYTE_PIECES = 415, 420
+SPACE = "\u0120"  # how the byte-level alphabet spells a blank
 CONTEXT = 40  # tokens of a caption
-EXCHANGED = 0.5  # share of wrong captions that say the right words in the wrong places, if any do
+EXCHANGED = 0.2  # share of wrong captions that say the right words in the wrong places, if any do
 
 _MANY = {PLURALS.get(name, name + "s"): name for name in THING_NAMES}  # plural -> singular
 _KINDS = (THING_NAMES, STUFF_NAMES, COLOUR_NAMES)
@@ -63,36 +63,43 @@ def tags(caption: str) -> str:
 
 
 def make_wordpiece(captions: Iterable[str]) -> Any:
-    """BERT's kind of tokenizer, lower case, with a small vocabulary learnt from the captions."""
-    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    learner.normalizer = normalizers.BertNormalizer(lowercase=True)
-    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=PIECES, show_progress=False)
-    learner.train_from_iterator(captions, trainer)
+    """BERT's kind of tokenizer, lower case. Its pieces are those of learnt byte pairs: the
+    library's own learner of word pieces breaks ties by chance."""
+    learnt = _learn(captions, WORD_PIECES).get_vocab()
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    known = {*letters, *(f"##{letter}" for letter in letters), *learner.get_vocab()}
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(known)]
+    pieces = {*letters, *(f"##{letter}" for letter in letters)}
+    for piece in learnt:
+        start, text = piece.startswith(SPACE), piece.removeprefix(SPACE)
+        if text.isascii() and text.isalpha():
+            pieces.add(text if start else f"##{text.lower()}")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {piece: index for index, piece in enumerate([*special, *sorted(pieces)])}
     kind: Any = BertTokenizerFast
-    return kind(
-        vocab={piece: index for index, piece in enumerate(pieces)}, model_max_length=CONTEXT
-    )
+    return kind(vocab=vocabulary, model_max_length=CONTEXT)
 
 
 def make_bytepairs(captions: Iterable[str]) -> Any:
-    """RoBERTa's kind of tokenizer with a small vocabulary learnt from the captions."""
+    """RoBERTa's kind of tokenizer with merges learnt from the captions."""
+    return RobertaTokenizerFast(
+        tokenizer_object=_learn(captions, BYTE_PIECES),
+        add_prefix_space=True,
+        model_max_length=CONTEXT,
+    )
+
+
+def _learn(captions: Iterable[str], size: int) -> Tokenizer:
+    """Byte pairs of the captions, `size` in all; too few for every name, so that some are split."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=BYTES,
+        vocab_size=size,
         special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(captions, trainer)
-    return RobertaTokenizerFast(
-        tokenizer_object=tokenizer, add_prefix_space=True, model_max_length=CONTEXT
-    )
+    return tokenizer
 
 
 def _single(word: str) -> str:
