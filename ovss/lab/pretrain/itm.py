@@ -1,10 +1,11 @@
 """Train the lab's matching models on scenes and captions: contrast, and matching.
 
 As ALBEF, BLIP and BridgeTower do: image and text are embedded and drawn together (ITC), and the
-model with cross-attention tells right pairs from wrong ones (ITM). A third of the wrong pairs have
-the image of another caption, a third another image's caption, both drawn by similarity; in the rest
-one word of the caption is swapped, so that every word has to be looked for. What the words say is
-known from the captions alone; the model never sees a mask.
+model with cross-attention tells right pairs from wrong ones (ITM). A quarter of the wrong pairs
+have the image of another caption, a quarter another image's caption, both drawn by similarity; in
+the rest words of the caption are swapped, and of each word is asked whether it is one of those.
+What the words say is known from the captions alone; no mask is ever seen. The image tower is the
+lab CLIP's and stays as it is.
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from safetensors.torch import save
 
 from ovss import paths
 from ovss.backbones.clip import ClipBackbone
@@ -30,7 +30,7 @@ from ovss.lab.cards import origin, write_card
 from ovss.lab.pretrain.itm_loss import contrast, doubting, hard_negatives, matching
 from ovss.lab.pretrain.itm_measure import measure
 from ovss.lab.pretrain.itm_models import SIDE, Blip, BridgeTower, States
-from ovss.lab.pretrain.itm_recipe import LESSONS, Batches, Recipe
+from ovss.lab.pretrain.itm_recipe import LESSONS, RECIPES, Batches, Recipe
 from ovss.lab.pretrain.itm_words import make_bytepairs, make_wordpiece
 from ovss.lab.pretrain.training import Batch, Progress, adamw, run
 from ovss.lab.pretrain.views import MEAN, STD, normalise
@@ -59,17 +59,14 @@ class Trainer(Progress):
         pixels = torch.from_numpy(np.stack([scene.image for scene in scenes[:64]]))
         clip = ClipBackbone.load("clip").model.visual.float()
         self.model.start_from(clip, normalise(pixels.permute(0, 3, 1, 2)))
-        self.model.to(device)
-        tower = adamw(self.model.image_tower, recipe.rate, recipe.weight_decay, 0.98)
-        self.model.image_tower.requires_grad_(False)
+        self.model.to(device).image_tower.requires_grad_(False)
         self.optimiser = adamw(self.model, recipe.rate, recipe.weight_decay, 0.98)
-        for group in tower.param_groups:
-            self.optimiser.add_param_group({**group, "tower": True})
 
     def advance(self, batch: Batch) -> float:
-        """One step on (pixels, tokens, swapped tokens, named words)."""
+        """One step on what `Batches` gives."""
         self.model.train()
-        self._set_rates()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.recipe.learning_rate(self.step)
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)  # a resumed run draws the same
         with torch.autocast(self.device, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             loss = self.loss(*batch)
@@ -79,12 +76,6 @@ class Trainer(Progress):
         self.optimiser.zero_grad(set_to_none=True)
         self.step, self.images = self.step + 1, self.images + len(batch[0])
         return float(loss.detach())
-
-    def _set_rates(self) -> None:
-        rate, share = self.recipe.learning_rate(self.step), self.recipe.stage(self.step).image_rate
-        self.model.image_tower.requires_grad_(share > 0)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * share if group.get("tower") else rate
 
     def write(self, folder: Path) -> None:
         """The model as it is now, as the library saves one: weights in float16."""
@@ -128,7 +119,7 @@ class Trainer(Progress):
 
 def train(name: str, folder: Path, device: str = "cpu", recipe: Recipe | None = None) -> None:
     """Run the recipe and write the model to `folder`; progress is kept beside it until the end."""
-    recipe = recipe or Recipe()
+    recipe = recipe or RECIPES[name]
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(name, recipe, device)
     run(
@@ -157,8 +148,8 @@ def _finish(trainer: Trainer, folder: Path) -> None:
     backbone = ItmBackbone.load(folder)
     card = {
         "name": trainer.name,
-        "what": f"a {type(trainer.model).__name__} of transformers that matches images and captions, "
-        "trained on the lab world at 64 px; its image tower began as the lab CLIP's",
+        "what": f"a {type(trainer.model).__name__} of transformers, trained to match scenes of the "
+        "lab world with captions at 64 px; its image tower is the lab CLIP's",
         "parameters": sum(p.numel() for p in trainer.model.model.parameters()),
         "recipe": asdict(recipe),
         "images_seen": trainer.images,
@@ -176,4 +167,4 @@ def pick(states: States, indices: Tensor) -> States:
 
 
 def join(parts: tuple[States, ...]) -> States:
-    return tuple(torch.cat(states) for states in zip(*parts))
+    return tuple(torch.cat(states) for states in zip(*parts, strict=True))

@@ -7,7 +7,6 @@ from random import Random
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 

@@ -1,8 +1,8 @@
 """The lab's two matching models: transformers' own BLIP and BridgeTower, small.
 
 Each is wrapped as training needs it: an image is encoded once and then matched with several texts,
-and the two encoders are also compared by themselves. BLIP begins with an image tower that can see
-already (the paper's comes from ImageNet), BridgeTower with CLIP's; both take the lab CLIP's.
+and the two encoders are also compared by themselves. The papers' BLIP begins with an image tower
+that has learnt on ImageNet, their BridgeTower with CLIP's; both of ours take the lab CLIP's.
 """
 
 from __future__ import annotations
