@@ -97,7 +97,9 @@ class Trainer(Progress):
     ) -> Tensor:
         """ITC + ITM + doubt of a batch."""
         model, temperature = self.model, self.recipe.temperature
-        image, text, other = model.image(normalise(pixels)), model.text(right), model.text(swapped)
+        keep = self.recipe.keeps[int(torch.randint(len(self.recipe.keeps), ()))]
+        image = model.image(normalise(pixels), keep)
+        text, other = model.text(right), model.text(swapped)
         embeddings = model.image_embedding(image), model.text_embedding(text)
         wrong = hard_negatives(*embeddings, named, temperature)
         size, half = len(pixels), len(pixels) // 2

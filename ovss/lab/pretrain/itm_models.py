@@ -48,9 +48,11 @@ class Blip(nn.Module):
         tower: nn.Module = self.model.vision_model
         return tower
 
-    def image(self, pixels: Tensor) -> States:
-        """[B, 3, S, S] -> tokens [B, 1 + L, D]."""
-        return (self.model.vision_model(pixel_values=pixels).last_hidden_state,)
+    def image(self, pixels: Tensor, keep: float = 1.0) -> States:
+        """[B, 3, S, S] -> tokens [B, 1 + L', D] of a share of the patches."""
+        vision = self.model.vision_model
+        hidden = some(vision.embeddings(pixels), keep)
+        return (vision.post_layernorm(vision.encoder(hidden).last_hidden_state),)
 
     def text(self, ids: Tensor) -> States:
         """The ids themselves [B, T]; what is encoded without an image serves the contrast alone."""
@@ -133,10 +135,12 @@ class BridgeTower(nn.Module):
     def tower(self) -> Any:
         return self.model.bridgetower
 
-    def image(self, pixels: Tensor) -> States:
-        """[B, 3, S, S] -> what the cross-modal layers read [B, 1 + L, D], and the last state."""
+    def image(self, pixels: Tensor, keep: float = 1.0) -> States:
+        """[B, 3, S, S] -> what the cross-modal layers read [B, 1 + L', D] of a share of the
+        patches, and the last state."""
         visual = self.tower.vision_model.visual
-        hidden, states = visual.forward_pre(pixels), []
+        hidden = some(visual.ln_pre(visual.embeddings(pixels)), keep).transpose(0, 1)
+        states = []
         for number, block in enumerate(visual.transformer.resblocks, 1):
             hidden = block(hidden)
             if number > DEPTH - LAYERS:
@@ -198,6 +202,17 @@ class BridgeTower(nn.Module):
             visual.transformer.resblocks, clip.transformer.resblocks[:DEPTH], strict=True
         ):
             mine.load_state_dict(its.state_dict())
+
+
+def some(tokens: Tensor, keep: float) -> Tensor:
+    """Tokens [B, 1 + L, D] -> the class token and a random share of the patches' (as in FLIP)."""
+    if keep == 1:
+        return tokens
+    patches = tokens.shape[1] - 1
+    drawn = torch.rand(len(tokens), patches, device=tokens.device).argsort(1)
+    chosen = 1 + drawn[:, : max(1, round(keep * patches))]
+    index = torch.cat([torch.zeros_like(chosen[:, :1]), chosen], 1)[..., None]
+    return tokens.gather(1, index.expand(-1, -1, tokens.shape[-1]))
 
 
 @torch.no_grad()

@@ -60,6 +60,7 @@ class Recipe:
     weight_decay: float = 0.05
     warmup: int = 300
     tagged: float = 0.2  # share of captions written as a list of tags
+    keeps: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # share of the patches, drawn for a batch
     temperature: float = 0.07  # of the contrastive loss
     evaluate_every: int = 24_576  # images between two points of the curve
     curve_scenes: int = 40  # of `tune`, for a point of the curve
