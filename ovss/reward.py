@@ -110,6 +110,10 @@ class _Scene:
     text: Tensor  # [K, E]
     black: Tensor  # [K], the probabilities of a black image
 
+    def behind(self, shown: Tensor) -> Tensor:
+        """What masks [K, S, S] let through, [K, 3, S, S] in [0, 1]."""
+        return self.pixels.float()[None] / 255 * shown[:, None]
+
 
 @dataclass(eq=False)
 class Reward:
@@ -148,10 +152,11 @@ class Reward:
         rewards = np.zeros(len(self._scenes), dtype=np.int64)
         judged = [i for i, scene in enumerate(self._scenes) if len(scene.text) > 1]
         for part in self._parts(judged):
-            views = [self._views(self._scenes[i], candidate) for i in part]
-            embedded = self._embed(torch.cat(views)).split([len(view) for view in views])
-            for i, one in zip(part, embedded, strict=True):
-                rewards[i] = self._won(self._scenes[i], one)
+            shown = [self._shown(self._scenes[i], candidate) for i in part]
+            views = [self._scenes[i].behind(one) for i, one in zip(part, shown, strict=True)]
+            embedded = self._embed(torch.cat(views)).split([len(one) for one in shown])
+            for i, some, vectors in zip(part, shown, embedded, strict=True):
+                rewards[i] = self._won(self._scenes[i], some, vectors)
         return rewards
 
     def _parts(self, images: Sequence[int]) -> Iterator[list[int]]:
@@ -165,16 +170,18 @@ class Reward:
         if part:
             yield part
 
-    def _views(self, scene: _Scene, candidate: Candidate) -> Tensor:
-        """The image behind each class's mask, [K, 3, S, S] in [0, 1]."""
+    def _shown(self, scene: _Scene, candidate: Candidate) -> Tensor:
+        """The masks of an image's classes, [K, S, S] bool."""
         maps = scene.maps[candidate.layer, candidate.head]
-        shown = masks(maps, candidate.threshold, candidate.blur, self._side)
-        return scene.pixels.float()[None] / 255 * shown[:, None]
+        return masks(maps, candidate.threshold, candidate.blur, self._side)
 
-    def _won(self, scene: _Scene, embedded: Tensor) -> int:
-        """Eq. 7 for the classes of an image: embeddings [K, E] of what their masks show."""
-        likely = self._likely(embedded, scene.text).diagonal()
-        return int((likely > scene.black).sum())
+    def _won(self, scene: _Scene, shown: Tensor, embedded: Tensor) -> int:
+        """Eq. 7 for an image: its masks [K, S, S] and embeddings [K, E] of what they show.
+
+        An empty mask shows the black image: it earns nothing, whatever rounding makes of it.
+        """
+        wins = self._likely(embedded, scene.text).diagonal() > scene.black
+        return int((wins.cpu() & shown.flatten(1).any(1)).sum())
 
     def _scene(self, example: Example, maps: Tensor, black: Tensor) -> _Scene:
         text = self.clip.text_features(Vocabulary.of(example.names)).float()
