@@ -77,6 +77,11 @@ class Trainer(Progress):
         self.step, self.images = self.step + 1, self.images + len(batch[0])
         return float(loss.detach())
 
+    def _share(self) -> float:
+        """Of the patches that are seen."""
+        keeps = self.recipe.stage(self.step).keeps
+        return float(keeps[int(torch.randint(len(keeps), ()))]) if len(keeps) > 1 else keeps[0]
+
     def write(self, folder: Path) -> None:
         """The model as it is now, as the library saves one: weights in float16."""
         model = self.model.model
@@ -97,8 +102,7 @@ class Trainer(Progress):
     ) -> Tensor:
         """ITC + ITM + doubt of a batch."""
         model, temperature = self.model, self.recipe.temperature
-        keep = self.recipe.keeps[int(torch.randint(len(self.recipe.keeps), ()))]
-        image = model.image(normalise(pixels), keep)
+        image = model.image(normalise(pixels), self._share())
         text, other = model.text(right), model.text(swapped)
         embeddings = model.image_embedding(image), model.text_embedding(text)
         wrong = hard_negatives(*embeddings, named, temperature)

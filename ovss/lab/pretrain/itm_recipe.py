@@ -32,7 +32,16 @@ LESSONS = (  # what was tried on the way to this recipe, with numbers on 60 scen
     "trained (ALBEF, BLIP and BridgeTower have losses on words, too, for masked or next words): "
     "14 and 20 after 25,000 images, 13 and 23 after 57,000, with 62 % of the swaps noticed. Words "
     "were exchanged in half of the wrong captions, which is hard; now it is a fifth.",
+    "With that, after 74,000 images: 88 % of the pairs told right, things at 24 by attention and at "
+    "12 by GradCAM. A word must look at its thing: if it may not, the match's logit falls by 1.7; "
+    "but the gradient foretells 0.13 of it. The match is so sure that a little more or less of "
+    "attention does not count. Attention dropout of 0.4, or of 0.1 with hidden dropout of 0.1, for "
+    "8,000 images: 13 either way.",
+    "With patches left out at random (a quarter to all are seen) it has to go by how much of a thing "
+    "is seen: after 25,000 images more the gradient foretells 0.21 of 1.14, and things stand at 25 "
+    "by attention; by GradCAM at 10 for the best head, at 16 for the mean of a layer's heads.",
 )
+SHARES = (0.25, 0.5, 0.75, 1.0)
 TALKATIVE = World(
     things=(0.25, 0.35, 0.25, 0.15),
     size=(0.28, 0.75),
@@ -42,11 +51,13 @@ TALKATIVE = World(
 
 @dataclass(frozen=True)
 class Stage:
-    """`images` scenes of `world` in batches of `batch`."""
+    """`images` scenes of `world` in batches of `batch`; of the patches a share is seen that is
+    drawn from `keeps` for each batch."""
 
     images: int
     batch: int
     world: World
+    keeps: tuple[float, ...] = (1.0,)
 
     @property
     def steps(self) -> int:
@@ -60,7 +71,6 @@ class Recipe:
     weight_decay: float = 0.05
     warmup: int = 300
     tagged: float = 0.2  # share of captions written as a list of tags
-    keeps: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # share of the patches, drawn for a batch
     temperature: float = 0.07  # of the contrastive loss
     evaluate_every: int = 24_576  # images between two points of the curve
     curve_scenes: int = 40  # of `tune`, for a point of the curve
@@ -68,7 +78,8 @@ class Recipe:
     stages: tuple[Stage, ...] = (
         Stage(8_192, 32, PLAIN),
         Stage(8_192, 32, SIMPLE),
-        Stage(188_416, 32, TALKATIVE),
+        Stage(57_344, 32, TALKATIVE),
+        Stage(131_072, 32, TALKATIVE, SHARES),
     )
 
     @property
@@ -79,6 +90,14 @@ class Recipe:
     def images(self) -> int:
         return sum(stage.steps * stage.batch for stage in self.stages)
 
+    def stage(self, step: int) -> Stage:
+        """The stage that step `step` (from 0) belongs to."""
+        for stage in self.stages:
+            step -= stage.steps
+            if step < 0:
+                return stage
+        return self.stages[-1]
+
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine to 1 % of the peak."""
         return self.rate * warmup_cosine(step, self.warmup, self.steps)
@@ -86,11 +105,11 @@ class Recipe:
 
 RECIPES = {
     "blip-itm": Recipe(),
-    "bridgetower": Recipe(  # twice as slow
+    "bridgetower": Recipe(  # takes twice as long for an image
         stages=(
             Stage(8_192, 32, PLAIN),
             Stage(8_192, 32, SIMPLE),
-            Stage(65_536, 32, TALKATIVE),
+            Stage(73_728, 32, TALKATIVE, SHARES),
         )
     ),
 }
