@@ -20,26 +20,29 @@ from ovss.lab.pretrain.training import warmup_cosine
 from ovss.lab.scenes import World, render
 
 LESSONS = (  # what was tried on the way to this recipe, with numbers on 60 scenes of `tune`
-    "Contrast and matching with hard negatives alone, the library's start, 25,000 images at 64 px: "
-    "swapped words are noticed in 73 % of the captions, but each head looks everywhere alike: "
-    "things at 8 mIoU by GradCAM, 9 by attention, where 6 is what a constant gets.",
+    "Contrast and matching with hard negatives alone, the library's start, 25,000 images at 64 "
+    "px: swapped words are noticed in 73 % of the captions, but each head looks everywhere "
+    "alike: things at 8 mIoU by GradCAM, 9 by attention, where 6 is what a constant gets.",
     "Without the CLIP's last block and with sharper queries and keys: 9 and 14.",
     "With words exchanged between things in half of the wrong captions: 10 and 12 after 16,000 "
     "images.",
     "Batches of 32, one wrong pair for each right one: 9 and 12; with twice the rate no better; "
-    "one thing named alone first: 97 % told right after 8,000 images, then 8 and 14 after 33,000.",
-    "With a loss on each word, whether it is the swapped one, as detectors of replaced tokens are "
-    "trained (ALBEF, BLIP and BridgeTower have losses on words, too, for masked or next words): "
-    "14 and 20 after 25,000 images, 13 and 23 after 57,000, with 62 % of the swaps noticed. Words "
-    "were exchanged in half of the wrong captions, which is hard; now it is a fifth.",
-    "With that, after 74,000 images: 88 % of the pairs told right, things at 24 by attention, at 12 "
-    "by GradCAM. A word must look at its thing: if it may not, the match's logit falls by 1.7; but "
-    "the gradient foretells 0.13 of it. The match is so sure that a little more or less of attention "
-    "does not count. Attention dropout of 0.4, or of 0.1 with hidden dropout of 0.1, for 8,000 "
-    "images: 13 either way.",
+    "one thing named alone first: 97 % told right after 8,000 images, then 8 and 14 after "
+    "33,000.",
+    "With a loss on each word, whether it is the swapped one, as detectors of replaced tokens "
+    "are trained (ALBEF, BLIP and BridgeTower have losses on words, too, for masked or next "
+    "words): 14 and 20 after 25,000 images, 13 and 23 after 57,000, with 62 % of the swaps "
+    "noticed. Words were exchanged in half of the wrong captions, which is hard; now it is a "
+    "fifth.",
+    "With that, after 74,000 images: 88 % of the pairs told right, things at 24 by attention, at "
+    "12 by GradCAM. A word must look at its thing: if it may not, the match's logit falls by "
+    "1.7; but the gradient foretells 0.13 of it. The match is so sure that a little more or less "
+    "of attention does not count. Attention dropout of 0.4, or of 0.1 with hidden dropout of "
+    "0.1, for 8,000 images: 13 either way.",
     "With patches left out at random (a quarter to all are seen) it has to go by how much of a "
-    "thing is seen: after 25,000 images more the gradient foretells 0.21 of 1.14, and things stand "
-    "at 25 by attention; by GradCAM at 10 for the best head, at 16 for the mean of a layer's heads.",
+    "thing is seen: after 25,000 images more the gradient foretells 0.21 of 1.14, and things "
+    "stand at 25 by attention; by GradCAM at 10 for the best head, at 16 for the mean of a "
+    "layer's heads.",
 )
 SHARES = (0.25, 0.5, 0.75, 1.0)
 TALKATIVE = World(
