@@ -1,4 +1,4 @@
-"""The command line: `ovss segment`, `ovss evaluate`, `ovss list`."""
+"""The command line: `ovss segment`, `ovss evaluate`, `ovss search`, `ovss list`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import __version__, results
-from .datasets import DATASETS
+from .datasets import DATASETS, open_dataset
 from .errors import OvssError
 from .evaluate import evaluate
-from .paths import data
+from .paths import atomic, data
 
 LISTS = ("methods", "datasets", "checkpoints")
 
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_segment(commands)
     _add_evaluate(commands)
+    _add_search(commands)
     _add_list(commands)
     return parser
 
@@ -65,14 +66,28 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--batch", type=int, default=8, help="images at once (default 8)")
     parser.add_argument("--workers", type=int, default=0, help="threads that read ahead")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--classes",
-        choices=("all", "image"),
-        default="all",
-        help="query all classes, or only those each image holds",
-    )
+    _add_classes(parser, "all", "query all classes, or those each image holds")
     parser.add_argument("--out", metavar="CSV", help="add the numbers to this results file")
     _add_model(parser)
+
+
+def _add_search(commands: Any) -> None:
+    summary = "PnP-OVSS's layer, head, threshold and blur from images and class names alone"
+    parser = _command(commands, "search", summary, _search)
+    parser.add_argument("--dataset", required=True, help=", ".join(DATASETS))
+    parser.add_argument("--root", help="the folder the data set lies in")
+    parser.add_argument("--split", default="tune", help="default: tune, the lab's")
+    parser.add_argument("--limit", type=int, help="use this many images, drawn by the seed")
+    parser.add_argument("--resume", metavar="FOLDER", help="keep trials here; rerun to go on")
+    parser.add_argument("--iterations", type=int, default=34, help="draws of each group")
+    parser.add_argument("--groups", type=int, default=3, help="that share the layers")
+    parser.add_argument("--workers", type=int, default=2, help="candidates at once")
+    parser.add_argument("--seed", type=int, default=0)
+    _add_classes(parser, "image", "who names each image's classes")
+    parser.add_argument("--out", metavar="CSV", help="write all trials here")
+    parser.add_argument("--profile", default="lab", help="lab (miniature) or paper checkpoints")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...")
+    parser.add_argument("--itm", help="another image-text matcher")
 
 
 def _add_list(commands: Any) -> None:
@@ -90,6 +105,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--itm", help="of pnp-ovss: another image-text matcher")
     parser.add_argument(
         "--no-crf", dest="crf", action="store_false", default=None, help="of pnp-ovss: no dense CRF"
+    )
+
+
+def _add_classes(parser: argparse.ArgumentParser, default: str, summary: str) -> None:
+    words = "all|" if default == "all" else ""
+    parser.add_argument(
+        "--classes",
+        default=default,
+        metavar=f"{words}image|clip|gpt-4o|FILE.json",
+        help=f"{summary}: its truth, CLIP, GPT-4o, or a file of answers (default {default})",
     )
 
 
@@ -114,15 +139,15 @@ def _segment(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    data = open_dataset(options.dataset, options.root, options.split)
+    classes = _classes(options, data)
     result = evaluate(
         _load(options),
-        options.dataset,
-        root=options.root,
-        split=options.split,
+        data,
         limit=options.limit,
         resume=options.resume,
         seed=options.seed,
-        classes=options.classes,
+        classes=classes,
         batch=options.batch,
         workers=options.workers,
     )
@@ -137,6 +162,45 @@ def _evaluate(options: argparse.Namespace) -> None:
         f"mIoU {result.miou:.2f} [{low:.2f}, {high:.2f}] on {result.images} images of "
         f"{result.dataset} ({result.protocol}), {1000 * result.seconds_per_image:.0f} ms an image"
     )
+    if hasattr(classes, "bill"):
+        print(classes.bill)
+
+
+def _classes(options: argparse.Namespace, data: Any) -> Any:
+    """What `--classes` says: a word that `evaluate` knows, or a tagger."""
+    from .taggers import find_tagger
+
+    if options.classes in ("all", "image"):
+        return options.classes
+    return find_tagger(options.classes, data, options.profile, options.device)
+
+
+def _search(options: argparse.Namespace) -> None:
+    from . import load
+    from .search import examples_of, search
+    from .taggers import find_clip, find_tagger
+
+    data = open_dataset(options.dataset, options.root, options.split)
+    tagger = find_tagger(options.classes, data, options.profile, options.device)
+    given = {name: getattr(options, name) for name in ("device", "itm") if getattr(options, name)}
+    method: Any = load("pnp-ovss", options.profile, crf=False, **given).method
+    found = search(
+        method,
+        find_clip(options.profile, options.device),
+        examples_of(data, tagger, options.limit, options.seed),
+        iterations=options.iterations,
+        groups=options.groups,
+        resume=options.resume,
+        seed=options.seed,
+        workers=options.workers,
+    )
+    table = found.table()
+    if options.out:
+        with atomic(options.out) as file:
+            file.write(table.to_csv(index=False).encode())
+    print(table.head(10).to_string(index=False))
+    best = ", ".join(f"{name}={value}" for name, value in found.options.items())
+    print(f"best: {best} (layers and heads from 0), {found.best.reward} of {found.most}")
 
 
 def _list(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,9 +18,10 @@ from .errors import OvssError
 from .provenance import describe, device_name, find
 from .result import IntArray, Result
 from .segmenter import Segmenter
+from .taggers import Oracle, Tagger
 from .vocabulary import Vocabulary
 
-Classes = Literal["all", "image"]
+Classes = Literal["all", "image"] | Tagger
 Record = dict[str, Any]
 Scores = NDArray[np.float32]
 
@@ -36,11 +37,12 @@ class Run:
     seed: int
 
     def count(self, indices: Sequence[int], samples: Sequence[Sample]) -> Record:
-        """Segment a batch and count its pixels."""
+        """Segment a batch and count its pixels; the tagger's time is not the segmenter's."""
+        wanted = self.tagger(samples, self.words) if self.tagger else None
         start = time.perf_counter()
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            labels, scores = self._found(samples)
+            labels, scores = self._found(samples, wanted)
         seconds = time.perf_counter() - start
         size = len(self.words)
         pairs = zip(labels, samples, strict=True)
@@ -53,22 +55,40 @@ class Run:
             "scores": None if scores is None else _encode(scores),
         }
 
-    def _found(self, samples: Sequence[Sample]) -> tuple[list[IntArray], Scores | None]:
+    @property
+    def tagger(self) -> Tagger | None:
+        """Who says what each image is asked for; None if it is asked for all classes."""
+        if isinstance(self.classes, str):
+            return Oracle() if self.classes == "image" else None
+        return self.classes
+
+    def _found(
+        self, samples: Sequence[Sample], wanted: list[list[int]] | None
+    ) -> tuple[list[IntArray], Scores | None]:
         """The labels, and the image scores [B, K] if all classes were asked."""
-        if self.classes == "image":
-            return [self._labels_of_present(sample) for sample in samples], None
+        if wanted is not None:
+            return list(self._labels_of(samples, wanted)), None
         found = self.segmenter([sample.image for sample in samples], self.words)
         scores = np.stack([one.image_scores.numpy() for one in found]).astype(np.float32)
         return [one.labels.numpy() for one in found], scores
 
-    def _labels_of_present(self, sample: Sample) -> IntArray:
-        """Labels of an image that is asked only for the classes its target holds."""
-        present = np.unique(sample.target[sample.target >= 0])
-        if present.size == 0:
-            return np.full(sample.target.shape, metrics.BACKGROUND)
-        found = self.segmenter(sample.image, self.words.subset(present)).labels.numpy()
-        labels: IntArray = np.append(present, metrics.BACKGROUND)[found]  # [-1] is background
-        return labels
+    def _labels_of(self, samples: Sequence[Sample], wanted: list[list[int]]) -> Iterator[IntArray]:
+        """Labels of images that are asked only for some classes; without any, background."""
+        images = [sample.image for sample, classes in zip(samples, wanted, strict=True) if classes]
+        words = [self.words.subset(classes) for classes in wanted if classes]
+        found = iter(self.segmenter(images, words) if images else [])
+        for sample, classes in zip(samples, wanted, strict=True):
+            if classes:
+                yield self._of_data_set(next(found).labels, classes)
+            else:
+                yield np.full(sample.target.shape, metrics.BACKGROUND)
+
+    def _of_data_set(self, labels: torch.Tensor, classes: list[int]) -> IntArray:
+        """Labels of an image that was asked for some classes -> the data set's."""
+        if hasattr(self.segmenter.method, "relabel"):  # PnP-OVSS can do it as its authors' code
+            return self.segmenter.method.relabel(labels, classes).numpy()
+        found: IntArray = np.append(classes, metrics.BACKGROUND)[labels.numpy()]  # [-1]: background
+        return found
 
 
 def collect(run: Run, records: list[Record], order: list[int], bootstrap: int) -> Result:
@@ -78,7 +98,7 @@ def collect(run: Run, records: list[Record], order: list[int], bootstrap: int) -
     area = np.zeros((len(order), 3, side), dtype=np.int64)
     table = np.zeros((side, side), dtype=np.int64)
     seconds = np.zeros(len(order))
-    scores = None if run.classes == "image" else np.zeros((len(order), side - 1), np.float32)
+    scores = None if run.tagger else np.zeros((len(order), side - 1), np.float32)
     for record in records:
         rows = [place[index] for index in record["indices"]]
         area[rows] = _unpack(record["areas"], (len(rows), 3, side))
@@ -86,10 +106,10 @@ def collect(run: Run, records: list[Record], order: list[int], bootstrap: int) -
         seconds[rows] = record["seconds"] / len(rows)
         if scores is not None:
             scores[rows] = _decode(record["scores"], (len(rows), side - 1))
-    parts = describe(run.segmenter)
+    parts = [describe(run.segmenter), describe(run.classes)]
     return Result(
         dataset=run.data.name,
-        protocol=run.data.protocol + ("" if run.classes == "all" else "-image-classes"),
+        protocol=run.data.protocol + (f"-{run.tagger.name}-classes" if run.tagger else ""),
         checkpoint=" + ".join(find(parts, "checkpoint")),
         device=device_name(find(parts, "device")),
         seed=run.seed,

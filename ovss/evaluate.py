@@ -46,7 +46,8 @@ def evaluate(
         limit: use this many images, drawn by `seed`; a smaller draw is part of a larger one.
         resume: a folder that keeps the counts; run again after a crash to go on.
         seed: draws the limit and the bootstrap, and seeds torch before every batch.
-        classes: "all", or "image": query each image only with the classes its target holds.
+        classes: "all"; or "image": query each image only with the classes its target holds; or
+            a tagger of `ovss.taggers` that says which. The protocol's name tells.
         vocabulary: other words for the same classes (synonyms, background words, templates).
         batch: images given to the segmenter at once.
         workers: threads that read files ahead.
@@ -58,8 +59,8 @@ def evaluate(
         ResumeError: the resume folder belongs to another evaluation, or is in use.
         OvssError: `limit`, `batch` or `vocabulary` do not fit.
     """
-    if classes not in ("all", "image"):
-        raise OvssError(f"classes must be 'all' or 'image', got {classes!r}")
+    if not hasattr(classes, "name") and classes not in ("all", "image"):
+        raise OvssError(f"classes must be 'all', 'image' or a tagger, got {classes!r}")
     if batch < 1:
         raise OvssError(f"batch must be at least 1 image, got {batch}")
     data: Dataset = open_dataset(dataset, root, split) if isinstance(dataset, str) else dataset
@@ -86,7 +87,7 @@ def _fingerprint(run: Run, order: list[int]) -> Record:
         "dataset": run.data.name,
         "split": run.data.split,
         "images": f"{len(order)} ({hashlib.sha256(listing.encode()).hexdigest()[:12]})",
-        "classes": run.classes,
+        "classes": describe(run.classes),
         "counts": "areas, confusion, seconds, scores",
         "words": describe(run.words),
         "seed": run.seed,

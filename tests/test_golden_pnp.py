@@ -96,3 +96,19 @@ def test_check_finds_each_corrupted_array_of_the_network(
     assert re.search(r"FAIL .*img1\|it2", printed), "its dropped patches are not in the file"
     assert re.search(r"ok .*img0\+1\|it1\|gradcam", printed)
     assert "not compared: new (no checker knows this name)" in printed
+
+
+def test_a_choice_among_equal_patches_is_taken_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If nothing tells the tenth patch from the next, the recorded one is dropped as well."""
+    monkeypatch.setattr(check.pnp_case, "CLEAR", 1.0)  # nothing is clear
+    folder = shutil.copytree(GOLDEN / "pnp" / "p2_psc", tmp_path / "case")
+    golden = dict(np.load(folder / "outputs.npz"))
+    kept = ("_meta_json", "img0|it0|selected|b0", *(f"img0|it{t}|dropped|b0" for t in range(4)))
+    other = {"img0|it3|dropped|b0": np.arange(30)}
+    np.savez(folder / "outputs.npz", **{**{name: golden[name] for name in kept}, **other})
+    assert check.main([str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "not compared: img0|it0|selected|b0 (arbitrary" in printed
+    assert "ok   error         0  img0|it3|dropped|b0" in printed

@@ -70,6 +70,8 @@ def test_the_highest_patches_are_chosen() -> None:
     dropped = NOTHING.clone()
     dropped[0, 0] = dropped[1, 1] = True
     assert select(values, dropped, 3).flatten().nonzero().flatten().tolist() == [2, 7, 8]
+    both = select(torch.stack([values, values]), torch.stack([dropped, NOTHING]), 3)
+    assert torch.equal(both[0], select(values, dropped, 3)) and both[1].sum() == 3
 
 
 def test_ties_are_broken_from_the_top_left() -> None:

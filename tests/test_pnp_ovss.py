@@ -17,10 +17,12 @@ from clips import noise
 from itms import save_blip, save_bridgetower
 from ovss import Segmenter, Vocabulary, cli
 from ovss.backbones.itm import ItmBackbone, Matching, Prompt
+from ovss.counting import Run
 from ovss.errors import OvssError, UnknownNameError
 from ovss.methods.pnp_configs import CONFIGS
 from ovss.methods.pnp_ovss import PnpOvss
 from ovss.metrics import BACKGROUND
+from ovss.provenance import describe
 from ovss.refine.crf import DenseCrf
 
 CAT = Vocabulary.of("cat")
@@ -268,6 +270,16 @@ def test_the_relabel_quirk() -> None:
     assert few.relabel(labels[:3], [6, 0]).tolist() == [BACKGROUND, 6, 6]
 
 
+def test_an_evaluation_relabels_as_the_method_does() -> None:
+    labels, classes = torch.tensor([BACKGROUND, 0, 1, 2]), [6, 14, 1]
+    found = {}
+    for method in (by_hand(), by_hand(relabel_quirk=True), Fixed(torch.zeros(1), ())):
+        run = Run(Segmenter(method), None, CAT, "image", 0)  # type: ignore[arg-type]
+        found[describe(method).get("relabel_quirk")] = run._of_data_set(labels, classes).tolist()
+    assert found[False] == found[None] == [BACKGROUND, 6, 14, 1]
+    assert found[True] == [BACKGROUND, 6, 14, 14]
+
+
 def test_an_image_without_attention_is_background() -> None:
     """Maps that are the same everywhere say nothing."""
     method = by_hand(rounds=0)
@@ -397,6 +409,7 @@ def test_errors_name_what_was_given(blip: ItmBackbone) -> None:
         ({"rounds": -1}, "rounds must be 0 or more: -1"),
         ({"drop": 0}, "drop must be 1 or more: 0"),
         ({"batch": 0}, "batch must be 1 or more: 0"),
+        ({"blur": 0.0}, "deviation must be positive, got 0.0"),
         ({"crf": True}, "crf must be a DenseCrf or None: True"),
         ({"variant": "oficial"}, "unknown variant 'oficial'; did you mean 'official'"),
         ({"merge": "sum"}, "unknown merge 'sum'"),
