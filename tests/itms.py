@@ -138,13 +138,14 @@ def _save_pixels(folder: Path, side: int) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(values))
 
 
-ALBEF = {"width": 24, "patch": 8, "grid": 4, "depth": 2, "layers": 4, "fusion": 2, "positions": 40}
+ALBEF = {"width": 24, "patch": 8, "grid": 4, "depth": 2, "mlp": 2}
+ALBEF |= {"layers": 4, "fusion": 2, "positions": 40}
 
 
 def albef_state(words: int, seed: int = 0, **changes: int) -> dict[str, torch.Tensor]:
     """Random weights of an ALBEF by its authors' names; 12 heads, whatever the width."""
     size = {**ALBEF, **changes}
-    width, patch, wide = size["width"], size["patch"], 2 * size["width"]
+    width, patch, wide = size["width"], size["patch"], size["mlp"] * size["width"]
     draw = torch.Generator().manual_seed(seed)
     state: dict[str, torch.Tensor] = {}
 

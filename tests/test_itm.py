@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,20 @@ def test_the_graph_begins_at_the_lowest_layer_and_nothing_stays(backbone: ItmBac
 def count_hooks(backbone: ItmBackbone) -> int:
     modules = backbone.network.model.modules()
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+
+
+def test_threads_share_a_network(backbone: ItmBackbone) -> None:
+    jobs = [(torch.randn(1, 3, side, side), layer) for side in (16, 32, 48, 64) for layer in (0, 1)]
+    prompt = backbone.prompt(NAMES[0])
+
+    def gradient(job: tuple[Tensor, int]) -> Tensor:
+        return backbone.match(job[0], [prompt], [job[1]]).gradient[job[1]]
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(gradient, jobs * 3))
+    for job, found in zip(jobs * 3, together, strict=True):
+        torch.testing.assert_close(found, gradient(job), rtol=1e-4, atol=1e-7)
+    assert count_hooks(backbone) == 0
 
 
 def test_without_gradient_the_maps_and_logits_are_the_same(backbone: ItmBackbone) -> None:

@@ -43,8 +43,9 @@ def bridgetower_large(folder: Path) -> ItmBackbone:
 
 def albef_base(folder: Path) -> ItmBackbone:
     """The shapes of ALBEF's mscoco.pth."""
-    sizes = {"width": 768, "patch": 16, "grid": 24, "depth": 12, "layers": 12, "fusion": 6}
-    return ItmBackbone.load(save_albef(folder, positions=512, **sizes))
+    eye = {"width": 768, "patch": 16, "grid": 24, "depth": 12, "mlp": 4}
+    text = {"layers": 12, "fusion": 6, "positions": 512}
+    return ItmBackbone.load(save_albef(folder, **eye, **text))
 
 
 def _around(network: Network, tokenizer: Any, first: int | None) -> ItmBackbone:

@@ -21,7 +21,6 @@ from einops import rearrange
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertLayer
 
@@ -60,14 +59,19 @@ class Albef:
         return [layer.crossattention.self for layer in layers if layer.is_decoder]
 
     def logits(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        vision = self.model.visual_encoder
-        grid = tuple(side // self.patch for side in pixels.shape[2:])
-        resized = {"pos_embed": positions(vision.pos_embed, grid)}
-        image = functional_call(vision, resized, (pixels,))  # [B, 1+L, D]
         text = self.model.text_encoder(
-            input_ids=ids, attention_mask=mask, encoder_hidden_states=image
+            input_ids=ids, attention_mask=mask, encoder_hidden_states=self._tokens(pixels)
         )
         found: Tensor = self.model.itm_head(text.last_hidden_state[:, 0])
+        return found
+
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 1+L, D]."""
+        vision = self.model.visual_encoder
+        grid = [side // self.patch for side in pixels.shape[2:]]
+        first = vision.cls_token.expand(len(pixels), -1, -1)
+        tokens = torch.cat([first, vision.patch_embed(pixels)], 1)
+        found: Tensor = vision.norm(vision.blocks(tokens + positions(vision.pos_embed, grid)))
         return found
 
 
@@ -146,7 +150,6 @@ def _vision(state: Mapping[str, Tensor]) -> nn.Module:
         num_heads=HEADS,
         mlp_ratio=state["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0] / width,
         num_classes=0,
-        global_pool="",  # all tokens
         embed_layer=partial(PatchEmbed, strict_img_size=False),
     )
 

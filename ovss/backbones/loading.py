@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,21 @@ def _tokenizer(folder: Path) -> Tokenize:
         return own
     simple: Tokenize = open_clip.SimpleTokenizer()
     return simple
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Within it transformers shows no progress bar: a file of this machine takes no time."""
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def sha256(path: Path) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 # Where the paper's section 3.4 search ended (Table 2, where layers and heads count from 1).
 SOLUTIONS: dict[str, dict[str, int]] = {
+    "blip-itm": {"layer": 1, "head": 3},  # `ovss search --dataset lab-all`, on `tune`
+    "bridgetower": {"layer": 1, "head": 1},
     "blip-itm-large": {"layer": 7, "head": 9},
     "bridgetower-large": {"layer": 1, "head": 7},
 }
