@@ -182,16 +182,18 @@ def _tokenizer(folder: Path) -> Tokenize:
 @contextmanager
 def without_bars() -> Iterator[None]:
     """Within it transformers shows no progress bar: a file of this machine takes no time."""
-    from huggingface_hub.utils import are_progress_bars_disabled
-    from transformers.utils import logging
+    import huggingface_hub.utils
+    import transformers.utils.logging
 
-    shown = logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
-    logging.disable_progress_bar()
+    hub: Any = huggingface_hub.utils  # both libraries leave these functions untyped
+    bars: Any = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled() and not hub.are_progress_bars_disabled()
+    bars.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            bars.enable_progress_bar()
 
 
 def sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import BertTokenizerFast, RobertaTokenizerFast
+from transformers import BertTokenizer, RobertaTokenizerFast
 
 from ovss.lab.captions import PLURALS
 from ovss.lab.scenes import COLOUR_NAMES, STUFF_NAMES, THING_NAMES
@@ -74,7 +74,7 @@ def make_wordpiece(captions: Iterable[str]) -> Any:
             pieces.add(text if start else f"##{text.lower()}")
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {piece: index for index, piece in enumerate([*special, *sorted(pieces)])}
-    kind: Any = BertTokenizerFast
+    kind: Any = BertTokenizer
     return kind(vocab=vocabulary, model_max_length=CONTEXT)
 
 
