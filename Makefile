@@ -22,7 +22,7 @@ help:
 	@echo 'make lint                ruff and mypy'
 	@echo 'make zoo [MODEL=clip]    train the miniature networks again (all, or one)'
 	@echo 'make lab-data            render the miniature benchmark under data/lab again'
-	@echo 'make bench               CLIPer against a plain transcription; ms an image, of every method'
+	@echo 'make bench               CLIPer, PnP-OVSS against plain transcriptions; ms an image, of every method'
 	@echo 'make env                 the Python environment alone'
 	@echo 'make lock                resolve requirements.in into requirements.lock again'
 	@echo 'make clean               remove what was built (distclean: the environment too)'

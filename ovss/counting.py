@@ -78,10 +78,17 @@ class Run:
         words = [self.words.subset(classes) for classes in wanted if classes]
         found = iter(self.segmenter(images, words) if images else [])
         for sample, classes in zip(samples, wanted, strict=True):
-            if classes:  # index -1 is the background
-                yield np.append(classes, metrics.BACKGROUND)[next(found).labels.numpy()]
+            if classes:
+                yield self._of_data_set(next(found).labels, classes)
             else:
                 yield np.full(sample.target.shape, metrics.BACKGROUND)
+
+    def _of_data_set(self, labels: torch.Tensor, classes: list[int]) -> IntArray:
+        """Labels of an image that was asked for some classes -> the data set's."""
+        if hasattr(self.segmenter.method, "relabel"):  # PnP-OVSS can do it as its authors' code
+            return self.segmenter.method.relabel(labels, classes).numpy()
+        found: IntArray = np.append(classes, metrics.BACKGROUND)[labels.numpy()]  # [-1]: background
+        return found
 
 
 def collect(run: Run, records: list[Record], order: list[int], bootstrap: int) -> Result:

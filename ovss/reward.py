@@ -14,7 +14,8 @@ them are kept (`look`), and a candidate only cuts its own map out of that.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -102,13 +103,17 @@ def masks(maps: Tensor, threshold: float, blur: float | None, side: int) -> Tens
 
 
 @dataclass(frozen=True)
-class _Scene:
+class Scene:
     """What is kept of an example: its maps, pixels, and what CLIP makes of its words."""
 
     maps: Tensor  # [layers, heads, K, h, w]
     pixels: Tensor  # [3, S, S] uint8
     text: Tensor  # [K, E]
     black: Tensor  # [K], the probabilities of a black image
+
+    def behind(self, shown: Tensor) -> Tensor:
+        """What masks [K, S, S] let through, [K, 3, S, S] in [0, 1]."""
+        return self.pixels.float()[None] / 255 * shown[:, None]
 
 
 @dataclass(eq=False)
@@ -128,59 +133,66 @@ class Reward:
     examples: Sequence[Example]
     batch: int = 64
     progress: bool = False
-    _scenes: list[_Scene] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.examples:
             raise OvssError("the reward needs at least one image")
-        black = self._embed(torch.zeros(1, 3, self._side, self._side))
-        pairs = look(self.method, self.examples, self.progress)
-        self._scenes = [self._scene(example, maps, black) for example, maps in pairs]
 
     @property
     def most(self) -> int:
         """The largest reward there can be: the classes of images with more than one."""
-        return sum(len(scene.text) for scene in self._scenes if len(scene.text) > 1)
+        sizes = [len(example.names) for example in self.examples]
+        return sum(size for size in sizes if size > 1)
+
+    @cached_property
+    def scenes(self) -> list[Scene]:
+        """All images, looked at once; ask for them before threads do."""
+        black = self._embed(torch.zeros(1, 3, self._side, self._side))
+        pairs = look(self.method, self.examples, self.progress)
+        return [self._scene(example, maps, black) for example, maps in pairs]
 
     @torch.no_grad()
     def __call__(self, candidate: Candidate) -> Rewards:
         """How many classes of each image win over a black image, [I]."""
-        rewards = np.zeros(len(self._scenes), dtype=np.int64)
-        judged = [i for i, scene in enumerate(self._scenes) if len(scene.text) > 1]
+        rewards = np.zeros(len(self.scenes), dtype=np.int64)
+        judged = [i for i, scene in enumerate(self.scenes) if len(scene.text) > 1]
         for part in self._parts(judged):
-            views = [self._views(self._scenes[i], candidate) for i in part]
-            embedded = self._embed(torch.cat(views)).split([len(view) for view in views])
-            for i, one in zip(part, embedded, strict=True):
-                rewards[i] = self._won(self._scenes[i], one)
+            shown = [self._shown(self.scenes[i], candidate) for i in part]
+            views = [self.scenes[i].behind(one) for i, one in zip(part, shown, strict=True)]
+            embedded = self._embed(torch.cat(views)).split([len(one) for one in shown])
+            for i, some, vectors in zip(part, shown, embedded, strict=True):
+                rewards[i] = self._won(self.scenes[i], some, vectors)
         return rewards
 
     def _parts(self, images: Sequence[int]) -> Iterator[list[int]]:
         """Images whose classes together fill a batch; one image is never divided."""
         part: list[int] = []
         for i in images:
-            if part and sum(len(self._scenes[j].text) for j in (*part, i)) > self.batch:
+            if part and sum(len(self.scenes[j].text) for j in (*part, i)) > self.batch:
                 yield part
                 part = []
             part.append(i)
         if part:
             yield part
 
-    def _views(self, scene: _Scene, candidate: Candidate) -> Tensor:
-        """The image behind each class's mask, [K, 3, S, S] in [0, 1]."""
+    def _shown(self, scene: Scene, candidate: Candidate) -> Tensor:
+        """The masks of an image's classes, [K, S, S] bool."""
         maps = scene.maps[candidate.layer, candidate.head]
-        shown = masks(maps, candidate.threshold, candidate.blur, self._side)
-        return scene.pixels.float()[None] / 255 * shown[:, None]
+        return masks(maps, candidate.threshold, candidate.blur, self._side)
 
-    def _won(self, scene: _Scene, embedded: Tensor) -> int:
-        """Eq. 7 for the classes of an image: embeddings [K, E] of what their masks show."""
-        likely = self._likely(embedded, scene.text).diagonal()
-        return int((likely > scene.black).sum())
+    def _won(self, scene: Scene, shown: Tensor, embedded: Tensor) -> int:
+        """Eq. 7 for an image: its masks [K, S, S] and embeddings [K, E] of what they show.
 
-    def _scene(self, example: Example, maps: Tensor, black: Tensor) -> _Scene:
+        An empty mask shows the black image: it earns nothing, whatever rounding makes of it.
+        """
+        wins = self._likely(embedded, scene.text).diagonal() > scene.black
+        return int((wins.cpu() & shown.flatten(1).any(1)).sum())
+
+    def _scene(self, example: Example, maps: Tensor, black: Tensor) -> Scene:
         text = self.clip.text_features(Vocabulary.of(example.names)).float()
         square = example.image.resize((self._side, self._side), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)
-        return _Scene(maps, pixels, text, self._likely(black, text)[0])
+        return Scene(maps, pixels, text, self._likely(black, text)[0])
 
     def _likely(self, embedded: Tensor, text: Tensor) -> Tensor:
         """Eq. 6: probabilities [V, K] of the image's classes for views [V, E]."""

@@ -179,7 +179,7 @@ def draw_candidates(
         space = {"layer": share, "head": np.arange(heads), "threshold": np.array(thresholds)}
         drawn += [
             Candidate(int(one["layer"]), int(one["head"]), float(one["threshold"]))
-            for one in _random_search(space, iterations, seed + group)
+            for one in _random_search(space, iterations, 1000 * seed + group)
         ]
     return list(dict.fromkeys(drawn))
 
@@ -196,6 +196,8 @@ def try_all(
     known = dict(map(_read, journal.records))
     wanted = list(candidates)
     missing = [one for one in dict.fromkeys(wanted) if one not in known]
+    if missing:
+        reward.scenes  # noqa: B018 - looked at here, not by all threads at once
     bar = tqdm(
         total=len(wanted), initial=len(wanted) - len(missing), desc=title, disable=not progress
     )

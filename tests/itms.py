@@ -136,3 +136,78 @@ def _save_pixels(folder: Path, side: int) -> None:
     size = {"height": side, "width": side}
     values = {"image_mean": MEAN, "image_std": STD, "size": size, "resample": 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(values))
+
+
+ALBEF = {"width": 24, "patch": 8, "grid": 4, "depth": 2, "mlp": 2}
+ALBEF |= {"layers": 4, "fusion": 2, "positions": 40}
+
+
+def albef_state(words: int, seed: int = 0, **changes: int) -> dict[str, torch.Tensor]:
+    """Random weights of an ALBEF by its authors' names; 12 heads, whatever the width."""
+    size = {**ALBEF, **changes}
+    width, patch, wide = size["width"], size["patch"], size["mlp"] * size["width"]
+    draw = torch.Generator().manual_seed(seed)
+    state: dict[str, torch.Tensor] = {}
+
+    def put(name: str, *shape: int) -> None:
+        state[name] = 0.2 * torch.randn(*shape, generator=draw)
+
+    def linear(name: str, rows: int, columns: int = width) -> None:
+        put(f"{name}.weight", rows, columns)
+        put(f"{name}.bias", rows)
+
+    def norm(name: str) -> None:
+        put(f"{name}.weight", width)
+        state[f"{name}.weight"] += 1
+        put(f"{name}.bias", width)
+
+    eye = "visual_encoder"
+    put(f"{eye}.cls_token", 1, 1, width)
+    put(f"{eye}.pos_embed", 1, 1 + size["grid"] ** 2, width)
+    put(f"{eye}.patch_embed.proj.weight", width, 3, patch, patch)
+    put(f"{eye}.patch_embed.proj.bias", width)
+    norm(f"{eye}.norm")
+    for index in range(size["depth"]):
+        block = f"{eye}.blocks.{index}"
+        norm(f"{block}.norm1")
+        linear(f"{block}.attn.qkv", 3 * width)
+        linear(f"{block}.attn.proj", width)
+        norm(f"{block}.norm2")
+        linear(f"{block}.mlp.fc1", wide)
+        linear(f"{block}.mlp.fc2", width, wide)
+    put("text_encoder.embeddings.word_embeddings.weight", words, width)
+    put("text_encoder.embeddings.position_embeddings.weight", size["positions"], width)
+    put("text_encoder.embeddings.token_type_embeddings.weight", 2, width)
+    norm("text_encoder.embeddings.LayerNorm")
+    for index in range(size["layers"]):
+        layer = f"text_encoder.encoder.layer.{index}"
+        for kind in ("attention", "crossattention")[: 1 + (index >= size["fusion"])]:
+            for part in ("query", "key", "value"):
+                linear(f"{layer}.{kind}.self.{part}", width)
+            linear(f"{layer}.{kind}.output.dense", width)
+            norm(f"{layer}.{kind}.output.LayerNorm")
+        linear(f"{layer}.intermediate.dense", wide)
+        linear(f"{layer}.output.dense", width, wide)
+        norm(f"{layer}.output.LayerNorm")
+    linear("itm_head", 2)
+    return state
+
+
+def save_albef(folder: Path, seed: int = 0, *, pretrained: bool = False, **changes: int) -> Path:
+    """Write albef.pth and BERT's kind of vocab.txt beside it; the path of the first.
+
+    Args:
+        pretrained: with "bert." in the names and a word prediction head, as before fine-tuning.
+    """
+    state = albef_state(len(wordpiece(folder)), seed, **changes)
+    (folder / "tokenizer_config.json").unlink()
+    state["text_encoder.embeddings.position_ids"] = torch.arange(ALBEF["positions"])[None]
+    if pretrained:
+        state = {
+            name.replace("text_encoder.", "text_encoder.bert."): v for name, v in state.items()
+        }
+        state["text_encoder.cls.predictions.bias"] = torch.zeros(3)
+    copies = {name.replace("encoder.", "encoder_m.", 1): value for name, value in state.items()}
+    rest = {"temp": torch.tensor(0.07), "image_queue": torch.zeros(4, 8)}
+    torch.save({"model": {**copies, **state, **rest}, "epoch": 3}, folder / "albef.pth")
+    return folder / "albef.pth"

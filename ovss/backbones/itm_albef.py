@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,9 +18,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertLayer
 
@@ -58,14 +59,19 @@ class Albef:
         return [layer.crossattention.self for layer in layers if layer.is_decoder]
 
     def logits(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        vision = self.model.visual_encoder
-        grid = tuple(side // self.patch for side in pixels.shape[2:])
-        resized = {"pos_embed": positions(vision.pos_embed, grid)}
-        image = functional_call(vision, resized, (pixels,))  # [B, 1+L, D]
         text = self.model.text_encoder(
-            input_ids=ids, attention_mask=mask, encoder_hidden_states=image
+            input_ids=ids, attention_mask=mask, encoder_hidden_states=self._tokens(pixels)
         )
         found: Tensor = self.model.itm_head(text.last_hidden_state[:, 0])
+        return found
+
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 1+L, D]."""
+        vision = self.model.visual_encoder
+        grid = [side // self.patch for side in pixels.shape[2:]]
+        first = vision.cls_token.expand(len(pixels), -1, -1)
+        tokens = torch.cat([first, vision.patch_embed(pixels)], 1)
+        found: Tensor = vision.norm(vision.blocks(tokens + positions(vision.pos_embed, grid)))
         return found
 
 
@@ -87,7 +93,7 @@ def load_albef(path: Path) -> Albef:
     """The network in one of the authors' files, such as ALBEF.pth or mscoco.pth.
 
     Raises:
-        CheckpointError: it is damaged, holds more than tensors, or is no ALBEF that can match.
+        CheckpointError: it is damaged, holds more than tensors, or has no matching head.
     """
     state = _weights(path)
     try:
@@ -101,8 +107,20 @@ def load_albef(path: Path) -> Albef:
 
 def _weights(path: Path) -> dict[str, Tensor]:
     """The file's tensors by our names, without momentum copies, queues and training heads."""
+    content = _content(path)
+    state = content.get("model", content) if isinstance(content, Mapping) else {}
+    if not isinstance(state, Mapping):
+        return {}
+    return {
+        name.replace("text_encoder.bert.", "text_encoder."): value.float()
+        for name, value in state.items()
+        if isinstance(value, Tensor) and name.startswith(PARTS) and not UNUSED.search(name)
+    }
+
+
+def _content(path: Path) -> Any:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise CheckpointError(
             f"{path} is damaged, or holds more than tensors, which could run a program: fetch it "
@@ -110,13 +128,6 @@ def _weights(path: Path) -> dict[str, Tensor]:
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): fetch it again") from None
-    state = content.get("model", content) if isinstance(content, Mapping) else {}
-    found = {
-        name.replace("text_encoder.bert.", "text_encoder."): value
-        for name, value in state.items()
-        if name.startswith(PARTS) and not UNUSED.search(name)
-    }
-    return {name: value.float() for name, value in found.items()}
 
 
 def _empty(state: Mapping[str, Tensor]) -> nn.Module:
@@ -139,8 +150,7 @@ def _vision(state: Mapping[str, Tensor]) -> nn.Module:
         num_heads=HEADS,
         mlp_ratio=state["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0] / width,
         num_classes=0,
-        global_pool="",  # all tokens
-        dynamic_img_size=True,
+        embed_layer=partial(PatchEmbed, strict_img_size=False),
     )
 
 

@@ -7,9 +7,10 @@ pass ends there. Maps of later layers are then inside the graph and are differen
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 from einops import rearrange
@@ -30,11 +31,17 @@ def tapped(modules: Mapping[int, Any], gradient: bool) -> Iterator[dict[int, Ten
     with ExitStack() as stack:
         for layer, module in modules.items():
             if gradient:
-                keep = module.value.register_forward_hook(partial(_keep, values, layer))
-                stack.callback(keep.remove)
-            read = module.register_forward_hook(partial(_read, maps, values, layer))
-            stack.callback(read.remove)
+                keep = _mine(partial(_keep, values, layer))
+                stack.callback(module.value.register_forward_hook(keep).remove)
+            read = _mine(partial(_read, maps, values, layer))
+            stack.callback(module.register_forward_hook(read).remove)
         yield maps
+
+
+def _mine(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, deaf to what other threads send through the same network."""
+    thread = get_ident()
+    return lambda *given: hook(*given) if get_ident() == thread else None
 
 
 def _keep(values: dict[int, Tensor], layer: int, _: nn.Module, __: Any, output: Tensor) -> None:

@@ -64,15 +64,15 @@ def select(agnostic: Tensor, dropped: Tensor, count: int = 10) -> Tensor:
     Of equal ones those nearer to the top left are taken; where fewer are left, all of them.
 
     Args:
-        agnostic: [h, w].
-        dropped: [h, w] bool.
+        agnostic: [..., h, w].
+        dropped: [..., h, w] bool.
 
     Returns:
-        [h, w] bool.
+        [..., h, w] bool.
     """
-    values = agnostic.masked_fill(dropped, -torch.inf).flatten()
-    best = values.argsort(descending=True, stable=True)[:count]
-    chosen = torch.zeros_like(values, dtype=torch.bool).index_fill(0, best, True)
+    values = agnostic.masked_fill(dropped, -torch.inf).flatten(-2)
+    best = values.argsort(dim=-1, descending=True, stable=True)[..., :count]
+    chosen = torch.zeros_like(values, dtype=torch.bool).scatter_(-1, best, True)
     return chosen.view_as(dropped) & ~dropped
 
 
@@ -100,11 +100,16 @@ def with_background(maps: Tensor, rule: Background | None) -> Tensor:
     """Maps [K, H, W] with the background's before them, 1 where all classes are exactly 0.
 
     Args:
-        rule: "voc" always adds it, "psc" only to fewer than three classes, None never.
+        rule: see `has_background`.
     """
-    if rule is None or (rule == "psc" and len(maps) >= 3):
+    if not has_background(len(maps), rule):
         return maps
     return torch.cat([(maps.amax(0, keepdim=True) == 0).to(maps), maps])
+
+
+def has_background(classes: int, rule: Background | None) -> bool:
+    """Whether the background has a map: "voc" always, "psc" beside fewer than three classes."""
+    return rule == "voc" or (rule == "psc" and classes < 3)
 
 
 def relabel(

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..backbones.itm import ItmBackbone, Prompt
 from ..errors import OvssError, UnknownNameError
+from ..metrics import BACKGROUND
 from ..refine.blur import Blur, stretch
 from ..refine.crf import DenseCrf
 from ..segmenter import Refiner
@@ -113,7 +114,8 @@ class PnpOvss:
             one label, as in the authors' code.
         relabel_quirk: see `pnp_maps.relabel`.
         size: side in pixels of the square that images are squashed to (Table 3).
-        normalize, resample: of the images; the authors' code does neither on ADE20K as elsewhere.
+        normalize, resample: of the images; the authors' code resizes ADE20K's bilinearly and leaves
+            their pixels in [0, 1].
         batch: images in the network at once.
     """
 
@@ -158,6 +160,8 @@ class PnpOvss:
         if self.head is not None and not 0 <= self.head < self.backbone.heads:
             raise OvssError(f"head must be 0 to {self.backbone.heads - 1}, or None: {self.head}")
         self.backbone.patch_grid(self.size)
+        if self.blur is not None:
+            Blur(self.blur)
 
     def chosen(self, option: str) -> Any:
         """The value of an option: the given one, or the variant's."""
@@ -217,12 +221,23 @@ class PnpOvss:
         pixels = pixels.to(self.backbone.device)
         dropped = torch.zeros(len(pixels), side, side, dtype=torch.bool, device=pixels.device)
         for left in reversed(range(self.rounds + 1)):
-            seen = self._look(pixels, prompts, dropped)
+            seen = self.look(pixels, prompts, dropped)
             yield seen
             if left:
-                dropped = dropped | self._selected(seen, prompts)
+                agnostic = self.salience(seen, prompts)
+                dropped = dropped | pnp_maps.select(agnostic, dropped, self.drop)
 
-    def _look(self, pixels: Tensor, prompts: Sequence[Prompt], dropped: Tensor) -> Pass:
+    def relabel(self, labels: Tensor, classes: Sequence[int]) -> Tensor:
+        """Labels of an image asked for some `classes` of a data set -> the data set's labels.
+
+        BACKGROUND stays; with `relabel_quirk` some pixels get another class.
+        """
+        background = pnp_maps.has_background(len(classes), self.background)
+        numbers = [place + 1 for place in classes]
+        return pnp_maps.relabel(labels, numbers, background, self.relabel_quirk) + BACKGROUND
+
+    @torch.no_grad()
+    def look(self, pixels: Tensor, prompts: Sequence[Prompt], dropped: Tensor) -> Pass:
         """Eq. 1 on images [B, 3, S, S] without the dropped patches [B, h, w]."""
         patch, layer = self.backbone.patch, self.layer
         hidden = dropped.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, None]
@@ -234,19 +249,19 @@ class PnpOvss:
             objective=self.chosen("objective"),
         )
         tokens = pnp_maps.gradcam(found.attention[layer], found.gradient.get(layer), self.head)
-        return Pass(found.logits, tokens * found.mask[:, :, None, None], dropped)
+        tokens = tokens.masked_fill(~found.mask[:, :, None, None], 0)
+        return Pass(found.logits, tokens, dropped)
 
-    def _selected(self, seen: Pass, prompts: Sequence[Prompt]) -> Tensor:
-        """The patches to take out next, [B, h, w] bool."""
+    def salience(self, seen: Pass, prompts: Sequence[Prompt]) -> Tensor:
+        """Section 3.2: the class-agnostic maps [B, h, w] whose highest patches go next."""
         longest = max(len(prompt.ids) for prompt in prompts)
-        chosen = []
-        for tokens, dropped, prompt in zip(seen.kept, seen.dropped, prompts, strict=True):
+        maps = []
+        for tokens, prompt in zip(seen.kept, prompts, strict=True):
             words = list(prompt.words)
             if self.batch_quirk and len(prompt.ids) < longest:
                 words.append((len(prompt.ids) - 1,))
-            agnostic = pnp_maps.salience(tokens, words, self.chosen("select_by"))
-            chosen.append(pnp_maps.select(agnostic, dropped, self.drop))
-        return torch.stack(chosen)
+            maps.append(pnp_maps.salience(tokens, words, self.chosen("select_by")))
+        return torch.stack(maps)
 
     def classes(self, passes: Sequence[Tensor], prompts: Sequence[Prompt]) -> list[Tensor]:
         """All passes' maps of tokens [B, T, h, w] -> the classes' maps [K, h, w] of each image."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from PIL import Image
@@ -50,10 +49,9 @@ class Blur:
 
 
 def gaussian(maps: Tensor, deviation: float) -> Tensor:
-    """Blur maps [..., h, w] with a standard deviation in pixels, as SciPy's `gaussian_filter`."""
-    kernels = (_matrix(side, deviation).to(maps.device) for side in maps.shape[-2:])
-    rows, columns = kernels
-    return (rows @ maps.double() @ columns.mT).float()
+    """Blur maps [C, h, w] with a standard deviation in pixels, as SciPy's `gaussian_filter`."""
+    rows, columns = (_matrix(side, deviation).to(maps.device) for side in maps.shape[1:])
+    return torch.stack([(rows @ one.double() @ columns.mT).float() for one in maps])
 
 
 def stretch(maps: Tensor, nan: bool = False) -> Tensor:
@@ -67,7 +65,6 @@ def stretch(maps: Tensor, nan: bool = False) -> Tensor:
     return stretched if nan else torch.where(stretched.isnan(), (maps > 0).to(maps), stretched)
 
 
-@lru_cache(maxsize=16)
 def _matrix(side: int, deviation: float) -> Tensor:
     """[side, side] float64: row i holds the weights of all positions in the blurred value i."""
     radius = int(TRUNCATE * deviation + 0.5)

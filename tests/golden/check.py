@@ -1,10 +1,12 @@
 """Compare one golden case folder with what ovss computes: `python tests/golden/check.py DIR`.
 
 DIR is a case of CLIPer (`config.json`, `inputs.npz`, `outputs.npz`, `outputs_2024.npz`,
-`weights.safetensors`; files and arrays may be missing) or of its text side (`config.json` with
-`classnames`). For each array the largest error is printed, for label maps the share of equal
-pixels. The exit status is 1 if anything lies beyond its tolerance. What is not compared is named
-with the reason. See README.md here.
+`weights.safetensors`; files and arrays may be missing), of its text side (`config.json` with
+`classnames`), of PnP-OVSS (`config.json` with `data_type`; `inputs.npz`, `outputs.npz`, `hf/`), or
+holds single functions of PnP-OVSS (`functions.npz`, `functions.json`).
+For each array the largest error is printed, for label maps the share of equal pixels. The exit
+status is 1 if anything lies beyond its tolerance. What is not compared is named with the reason.
+See README.md here.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import itm
 import numpy as np
 import pnp_case
 import pnp_functions
@@ -128,16 +131,26 @@ def check(folder: Path) -> Iterator[Outcome | Skipped]:
         yield from pnp_functions.compare(folder)
         return
     config = json.loads((folder / "config.json").read_text())
-    if "enc_token_id" in config:
-        yield from pnp_case.compare(folder)
-        return
     if "classnames" in config:
         yield from check_text(folder, config)
+        return
+    if "data_type" in config:
+        yield from check_pnp(folder)
         return
     case = Case(folder)
     for file, variant in (("outputs.npz", "official"), ("outputs_2024.npz", "official-2024")):
         if (folder / file).exists():
             yield from check_outputs(case, variant, dict(np.load(folder / file)))
+
+
+def check_pnp(folder: Path) -> Iterator[Outcome | Skipped]:
+    """A case of PnP-OVSS: each part compares the arrays that it knows."""
+    case = itm.Case(folder)
+    for part in PNP:
+        yield from part.compare(case)
+    for name in case.golden:
+        if not any(part.knows(case, name) for part in PNP):
+            yield Skipped(name, "no checker knows this name")
 
 
 def check_outputs(
@@ -287,6 +300,7 @@ CHECKERS: dict[str, Callable[[Case, Any, list[str], dict[str, Array]], Array]] =
         for name, read in scores.READERS.items()
     },
 }
+PNP = (itm, pnp_case)  # each has `compare(case)` and `knows(case, name)`
 REASONS = {"settings": "what label|... and cam2label|... are computed with"}
 
 

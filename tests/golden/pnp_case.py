@@ -5,21 +5,18 @@ The network's own arrays (logits, attention, gradients, GradCAM of a pass) are n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from itm import Case
 from outcome import Outcome, Skipped
-from PIL import Image
 from pnp_numbers import SIZES, class_numbers, count, metrics_of
 
 from ovss import Segmenter, Vocabulary, metrics
-from ovss.backbones.itm import ItmBackbone
 from ovss.errors import OvssError
 from ovss.methods import pnp_maps
 from ovss.methods.pnp_configs import CONFIGS
@@ -37,9 +34,10 @@ DATASETS = {
 OFFICIAL = {"layer": 7, "head": 9, "batch_quirk": True}
 TOLERANCES = {"post_in": (0, 1e-5), "blurred": (0, 1e-5), "metrics": (0, 1e-6)}
 TOLERANCES = {**TOLERANCES, "post_in_first": (0, 1e-5), "class_iou": (0, 1e-6), "gt": (0, 0)}
+CLEAR = 1e-7  # between the last value that is chosen and the next
 EQUAL = 0.995  # share of equal pixels
 EQUAL_FIRST = 0.98  # of label_first|None, whose maps are nearly proportional
-NETWORK = ("img_in", "input_ids", "itm_logits", "cross_attn", "cross_grad", "gradcam", "gradcam_l")
+REASONS = {"select_margin": "how clear the choice of patches was"}
 
 
 @dataclass(frozen=True)
@@ -62,17 +60,18 @@ class Known:
 class Run:
     """What was recorded under one tag, a batch of images, and ovss's method for it."""
 
-    def __init__(self, folder: Path, config: Any, tag: str, meta: Any, backbone: Any) -> None:
-        self.tag, self.config, self.backbone = tag, config, backbone
-        self.golden = _under(tag, dict(np.load(folder / "outputs.npz")))
-        self.inputs = dict(np.load(folder / "inputs.npz"))
+    def __init__(self, case: Case, tag: str) -> None:
+        self.backbone, self.config, self.inputs = case.backbone, case.config, case.inputs
+        parts = ((case.split(name), values) for name, values in case.golden.items())
+        self.golden = {rest: values for (own, rest), values in parts if own == tag}
         *prefix, images = tag.split("|")
-        self.data = prefix[0] if prefix else config["data_type"]
+        self.data = prefix[0] if prefix else case.config["data_type"]
         self.places = [int(name) for name in images.replace("img", "").split("+")]
+        meta = case.meta[tag]
         self.words = [Vocabulary(tuple((name,) for name in names)) for names in meta["classes"]]
         self.numbers = [class_numbers(self.data, found) for found in meta["best_class_idx"]]
-        shown = (self.inputs[f"img{place}|image_u8"] for place in self.places)
-        self.images = [Image.fromarray(pixels) for pixels in shown]
+        self.images = case.images(tag)
+        self.arbitrary: set[str] = set()  # choices of patches among equal ones
 
     def method(self, drops: int, **changes: Any) -> PnpOvss:
         """The authors' settings with `drops` passes."""
@@ -88,7 +87,19 @@ class Run:
     def passes(self) -> list[Pass]:
         """All four passes; fewer rounds are the first of them."""
         method = self.method(4)
-        return list(method.passes(method.pixels(self.images), self.prompts))
+        pixels, passes = method.pixels(self.images), []
+        dropped = torch.zeros(len(pixels), *[method.backbone.patch_grid(method.size)] * 2) > 0
+        for step in range(4):
+            seen = method.look(pixels, self.prompts, dropped)
+            passes.append(seen)
+            agnostic = method.salience(seen, self.prompts)
+            dropped = dropped | pnp_maps.select(agnostic, dropped, method.drop)
+            for place in range(len(pixels)):
+                name = f"it{step + 1}|dropped|b{place}"
+                if name in self.golden and not clear(agnostic[place], method.drop):
+                    self.arbitrary |= {f"it{step}|selected|b{place}"}
+                    dropped[place] = patches(self.golden[name], dropped[place])
+        return passes
 
     def tokens(self, drops: int, which: str) -> torch.Tensor:
         """GradCAM of all tokens [B, T, h, w]: of the "first" pass, or "agg" of all."""
@@ -143,7 +154,7 @@ class Run:
     def has_background(self, numbers: Sequence[int]) -> bool:
         """Whether the background has a map of its own."""
         rule: Any = CONFIGS[DATASETS[self.data]]["background"]
-        return len(pnp_maps.with_background(torch.ones(len(numbers), 1, 1), rule)) > len(numbers)
+        return pnp_maps.has_background(len(numbers), rule)
 
     def refined(self, steps: int, first: bool, image: int) -> Array:
         """Maps [C, H, W] after some of the refiners."""
@@ -172,33 +183,32 @@ class Run:
         )
 
 
-def compare(folder: Path) -> list[Outcome | Skipped]:
-    """Everything in one case folder but what is the network's own."""
-    config = json.loads((folder / "config.json").read_text())
-    meta = json.loads(str(np.load(folder / "outputs.npz")["_meta_json"]))
-    backbone = ItmBackbone.load(folder / "hf")
-    runs = [Run(folder, config, tag, found, backbone) for tag, found in meta.items()]
-    return [row for run in runs for row in _rows(run)]
+def compare(case: Case) -> Iterator[Outcome | Skipped]:
+    """Every array of the case that `knows` accepts."""
+    for tag in case.meta:
+        run = Run(case, tag)
+        for name, expected in run.golden.items():
+            _, kind, *rest = (*name.split("|"), "")
+            if kind in REASONS:
+                yield Skipped(f"{tag}|{name}", REASONS[kind])
+            elif kind == "selected" and run.passes and name in run.arbitrary:
+                yield Skipped(f"{tag}|{name}", "arbitrary; the recorded choice is taken over")
+            elif kind == "gt" and run.truth(int(rest[0][1:])) is None:
+                yield Skipped(f"{tag}|{name}", "drawn from polygons; the metric reads it")
+            elif kind in READERS:
+                yield _judge(f"{tag}|{name}", kind, rest, _read(run, name), expected)
 
 
-def _rows(run: Run) -> Iterator[Outcome | Skipped]:
-    for name, expected in run.golden.items():
-        title = f"{run.tag}|{name}"
-        stage, *rest = name.split("|")
-        kind = rest[0] if rest else stage
-        if kind == "select_margin":
-            yield Skipped(title, "how clear the choice of patches was")
-        elif kind == "gt" and run.truth(int(rest[1][1:])) is None:
-            yield Skipped(title, "drawn from polygons; the metric reads it")
-        elif kind in READERS:
-            yield _judge(title, kind, rest, _read(READERS[kind], run, stage, rest), expected)
-        elif not kind.startswith(NETWORK):
-            yield Skipped(title, "no checker knows this name")
+def knows(case: Case, name: str) -> bool:
+    """Whether `compare` says something of it."""
+    kind = (*case.split(name)[1].split("|"), "")[1]
+    return kind in READERS or kind in REASONS
 
 
-def _read(reader: Reader, run: Run, stage: str, rest: list[str]) -> Array | str:
+def _read(run: Run, name: str) -> Array | str:
+    stage, kind, *rest = name.split("|")
     try:
-        return reader(run, int(stage.lstrip("droit")), rest)
+        return READERS[kind](run, int(stage.removeprefix("drop").removeprefix("it")), rest)
     except OvssError as error:
         return str(error)
 
@@ -209,7 +219,7 @@ def _judge(title: str, kind: str, rest: list[str], found: Array | str, expected:
         return Outcome(f"{title}: {said}", "error", float("inf"), False)
     if kind.startswith("label"):
         share = float((found == expected).mean())
-        needed = EQUAL_FIRST if (kind, rest[1]) == ("label_first", "None") else EQUAL
+        needed = EQUAL_FIRST if (kind, rest[0]) == ("label_first", "None") else EQUAL
         return Outcome(title, "equal", share, share >= needed)
     relative, absolute = TOLERANCES.get(kind, (1e-4, 1e-6))
     good = np.allclose(found, expected, relative, absolute, equal_nan=True)
@@ -219,29 +229,34 @@ def _judge(title: str, kind: str, rest: list[str], found: Array | str, expected:
 
 def selected(run: Run, step: int, rest: list[str]) -> Array:
     """`it{t}|selected|b` (10,): the patches taken out after pass t, as a set."""
-    place = int(rest[1][1:])
+    place = int(rest[0][1:])
     new = run.passes[step + 1].dropped[place] & ~run.passes[step].dropped[place]
     return _as_recorded(new, run.golden[f"it{step}|selected|b{place}"])
 
 
 def dropped(run: Run, step: int, rest: list[str]) -> Array:
     """`it{t}|dropped|b`: the patches that are not in the image of pass t, as a set."""
-    place = int(rest[1][1:])
+    place = int(rest[0][1:])
     return _as_recorded(run.passes[step].dropped[place], run.golden[f"it{step}|dropped|b{place}"])
+
+
+def clear(agnostic: torch.Tensor, count: int) -> bool:
+    """Whether the `count` highest values are apart from the rest; if not, any choice is as good."""
+    ordered = agnostic.flatten().sort(descending=True).values
+    return bool(ordered[count - 1] - ordered[count] > CLEAR)
+
+
+def patches(numbers: Array, like: torch.Tensor) -> torch.Tensor:
+    """Patches' numbers -> bool [h, w]."""
+    mask = torch.zeros(like.numel(), dtype=torch.bool)
+    mask[torch.from_numpy(numbers)] = True
+    return mask.view_as(like)
 
 
 def _as_recorded(patches: torch.Tensor, recorded: Array) -> Array:
     """Their numbers; in the recorded order where they are the same set."""
     numbers = patches.flatten().nonzero()[:, 0].numpy()
     return recorded if set(numbers.tolist()) == set(recorded.tolist()) else numbers
-
-
-def _under(tag: str, arrays: dict[str, Array]) -> dict[str, Array]:
-    return {
-        name.removeprefix(f"{tag}|"): values
-        for name, values in arrays.items()
-        if name.startswith(f"{tag}|")
-    }
 
 
 def gradcam_of(which: str) -> Reader:
@@ -251,18 +266,18 @@ def gradcam_of(which: str) -> Reader:
 
 def class_maps_of(which: str) -> Reader:
     """`drop{D}|class_maps_first|b` and `class_maps_agg|b` (K, G, G)."""
-    return lambda run, drops, rest: run.class_maps(drops, which, int(rest[1][1:])).numpy()
+    return lambda run, drops, rest: run.class_maps(drops, which, int(rest[0][1:])).numpy()
 
 
 def refined_by(steps: int, first: bool) -> Reader:
     """`drop4|post_in|b`, `post_in_first|b` and `blurred|b` (C, H, W)."""
-    return lambda run, drops, rest: run.refined(steps, first, int(rest[1][1:]))
+    return lambda run, drops, rest: run.refined(steps, first, int(rest[0][1:]))
 
 
 def labels_of(first: bool) -> Reader:
     """`drop{D}|label|POST|b`, `label_first|POST|b` (H, W); one pass has only one kind."""
-    return lambda run, drops, rest: run.labels(drops, first or drops == 1, rest[1])[
-        int(rest[2][1:])
+    return lambda run, drops, rest: run.labels(drops, first or drops == 1, rest[0])[
+        int(rest[1][1:])
     ]
 
 
@@ -279,7 +294,7 @@ READERS: dict[str, Reader] = {
     "blurred": refined_by(2, False),
     "label": labels_of(False),
     "label_first": labels_of(True),
-    "gt": lambda run, drops, rest: run.truth(int(rest[1][1:])),
+    "gt": lambda run, drops, rest: run.truth(int(rest[0][1:])),
     "metrics": lambda run, drops, rest: metrics_of(run.counts(drops)),
     "class_iou": lambda run, drops, rest: metrics.per_class_iou(run.counts(drops)),
 }

@@ -8,17 +8,15 @@ from typing import Any
 import numpy as np
 
 from ovss import metrics
+from ovss.taggers.published import COCO_IDS
 
 Array = np.ndarray[Any, Any]
-GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # numbers that COCO's 80 things do not have
-THINGS = tuple(number for number in range(1, 91) if number not in GAPS)
-COCO = (*THINGS, *range(92, 184))  # the stuff, and 183, "other"
 SIZES = {"voc": 21, "psc": 60, "ade20k": 151, "coco_object": 91, "coco_stuff": 183}
 
 
 def class_numbers(data: str, places: Sequence[int]) -> list[int]:
     """A class's place in the list of names -> its number in the ground truth."""
-    return [COCO[place] if data.startswith("coco") else place + 1 for place in places]
+    return [COCO_IDS[place] if data.startswith("coco") else place + 1 for place in places]
 
 
 def count(truth: Array, found: Array, size: int) -> Array:

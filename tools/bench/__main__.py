@@ -1,4 +1,4 @@
-"""`make bench`: CLIPer against a plain transcription of it, and every method in the lab.
+"""`make bench`: CLIPer and PnP-OVSS against plain transcriptions, and every method in the lab.
 
 The first part runs both on the same random weights of the real sizes (ViT-B/16 and ViT-L/14 of
 CLIP, Stable Diffusion 2.1-base) and one image of 336 x 448 pixels with 21 classes, in one process
@@ -13,9 +13,11 @@ import os
 from collections.abc import Iterator
 
 import lab
+import pnp_stages
 import torch
 import weights
 from stages import STAGES, Ours, Plain, Run, Task, compare
+from table import table
 
 
 def main() -> None:
@@ -25,6 +27,9 @@ def main() -> None:
     if options.part in ("cliper", "all"):
         for line in cliper(options):
             print(line, flush=True)
+    if options.part in ("pnp", "all"):
+        for line in pnp_stages.lines(options):
+            print(line, flush=True)
     if options.part in ("lab", "all"):
         lab.main()
 
@@ -32,7 +37,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """Of the command line."""
     parser = argparse.ArgumentParser("bench", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--part", choices=("all", "cliper", "lab"), default="all")
+    parser.add_argument("--part", choices=("all", "cliper", "pnp", "lab"), default="all")
     parser.add_argument("--quick", action="store_true", help="small networks: does it work?")
     parser.add_argument("--clip", action="append", help='"ViT-B/16" or "ViT-L/14" alone')
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -53,7 +58,7 @@ def arguments() -> argparse.Namespace:
 def cliper(options: argparse.Namespace) -> Iterator[str]:
     """The lines of the first part."""
     sizes = weights.QUICK if options.quick else weights.FULL
-    image = weights.picture(sizes)
+    image = weights.picture(*sizes.image)
     diffusion = weights.diffusion(sizes, image, options.device)
     ours = {name: weights.variant(diffusion, name) for name in options.sides}
     yield f"{image.width} x {image.height} pixels, {weights.CLASSES} classes, {machine(options)}"
@@ -65,7 +70,9 @@ def cliper(options: argparse.Namespace) -> Iterator[str]:
         task = Task(image, method, text, diffusion.noise(0))
         sides: list[Ours] = [Plain(task, diffusion), *(Ours(task, one) for one in ours.values())]
         runs = compare(sides, options.rounds)
-        yield from table(name, dict(zip(("plain", *ours), runs, strict=True)))
+        named = dict(zip(("plain", *ours), runs, strict=True))
+        yield from table(name, STAGES, named)
+        yield from agreement(named)
 
 
 def machine(options: argparse.Namespace) -> str:
@@ -73,27 +80,6 @@ def machine(options: argparse.Namespace) -> str:
     if options.device != "cpu":
         return torch.cuda.get_device_name(options.device)
     return f"{torch.get_num_threads()} threads on {os.cpu_count()} cores"
-
-
-def table(name: str, runs: dict[str, Run]) -> Iterator[str]:
-    """Times and peaks by stage, then what was computed."""
-    first, *others = runs
-    yield f"\n{name:18}{first:>10}" + "".join(f"{side:>18}" for side in others) + "  | peak memory"
-    units = "".join(f"{side + ' MB':>18}" for side in runs)
-    yield f"{'':18}{'ms':>10}" + f"{'ms':>10}{'ratio':>8}" * len(others) + f"  |{units}"
-    sides = list(runs.values())
-    for index, stage in enumerate(STAGES):
-        yield row(stage, [run.seconds[index] for run in sides], [run.bytes[index] for run in sides])
-    yield row("end to end", [run.total for run in sides], [max(run.bytes) for run in sides])
-    yield from agreement(runs)
-
-
-def row(stage: str, seconds: list[float], sizes: list[int]) -> str:
-    """A stage's milliseconds with ratios, then megabytes."""
-    first, *others = (1000 * value for value in seconds)
-    times = "".join(f"{value:10.1f}{first / value:7.1f}x" for value in others)
-    memory = "".join(f"{size / 1e6:18.0f}" for size in sizes)
-    return f"{stage:18}{first:10.1f}{times}  |{memory}"
 
 
 def agreement(runs: dict[str, Run]) -> Iterator[str]:

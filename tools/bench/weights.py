@@ -72,9 +72,8 @@ QUICK = Sizes(
 )
 
 
-def picture(sizes: Sizes) -> Image.Image:
+def picture(height: int, width: int) -> Image.Image:
     """A scene of the lab."""
-    height, width = sizes.image
     side = 1 << (max(height, width) - 1).bit_length()
     scene = Image.fromarray(render("tune", 0, side=side).image)
     return scene.crop((0, 0, width, height))
@@ -138,7 +137,7 @@ def diffusion(sizes: Sizes, image: Image.Image, device: str) -> DiffusionBackbon
         steps_offset=1,
     )
     place = torch.device(device)
-    models = [_fill(model.to_empty(device=place)) for model in (unet, vae)]
+    models = [fill(model.to_empty(device=place)) for model in (unet, vae)]
     backbone = DiffusionBackbone(
         models[0], lean(models[1]), None, None, scheduler, "random", "random", place
     )
@@ -147,7 +146,7 @@ def diffusion(sizes: Sizes, image: Image.Image, device: str) -> DiffusionBackbon
     return backbone
 
 
-def _fill(model: nn.Module) -> Any:
+def fill(model: nn.Module) -> Any:
     """Weights of variance 1 / fan-in; norms and biases as they start."""
     for name, weight in model.named_parameters():
         if weight.ndim > 1:
