@@ -103,8 +103,8 @@ def build_pnp(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
     dataset = options.get("dataset")
     if dataset is not None and dataset not in PNP_CONFIGS:
         raise UnknownNameError.of("configuration", dataset, PNP_CONFIGS)
-    found = {**SOLUTIONS.get(backbone.name, {}), **PNP_CONFIGS.get(dataset, {})}
-    values = {**defaults, **found, **options}
+    authors = {} if dataset is None else PNP_CONFIGS[dataset]
+    values = {**defaults, **SOLUTIONS.get(backbone.name, {}), **authors, **options}
     if isinstance(values.get("crf"), bool):
         values["crf"] = DenseCrf() if values["crf"] else None
     method = PnpOvss(backbone, **_method_options(PnpOvss, values))
