@@ -66,14 +66,14 @@ class LayerHeadMap:
         values: [layers, heads], written into the cells and shown as colour.
         panels: one for each (layer, head), both from 0.
         start: the cell that is chosen at first.
-        label: what the table is, for those who hear it.
+        caption: what the table holds.
         digits: of the numbers after the point.
     """
 
     values: ArrayLike
     panels: Mapping[tuple[int, int], Panel]
     start: tuple[int, int]
-    label: str
+    caption: str
     digits: int = 1
 
     def __post_init__(self) -> None:
@@ -86,8 +86,9 @@ class LayerHeadMap:
         name = "ovss-map-" + hashlib.sha256(body.encode()).hexdigest()[:12]
         script = SCRIPT % name
         return (
-            f'<div class="ovss-map" id="{name}"><style>{STYLE}</style>{body}'
-            f"<script>{script}</script></div>"
+            f'<figure class="ovss-map" id="{name}"><style>{STYLE}</style>{body}'
+            f"<figcaption><p>{escape(self.caption)}</p></figcaption>"
+            f"<script>{script}</script></figure>"
         )
 
     def __repr__(self) -> str:
@@ -108,9 +109,7 @@ class LayerHeadMap:
             for layer in range(layers)
         )
         head = f"<thead><tr><td></td>{top}</tr></thead>"
-        return (
-            f'<table aria-label="{escape(self.label)}">{head}<tbody>{"".join(rows)}</tbody></table>'
-        )
+        return f"<table>{head}<tbody>{''.join(rows)}</tbody></table>"
 
     def _cell(self, layer: int, head: int) -> str:
         value = self._matrix[layer, head]

@@ -35,7 +35,8 @@ def evaluate_together(
 ) -> dict[str, Result]:
     """Row name -> what `ovss.evaluate` of that segmenter would give, with the same counts.
 
-    Each image is read once; segmenters that share a `RememberingClip` also share its features.
+    Each image is read and tagged once; segmenters that share a `RememberingClip` also share its
+    features.
     Time is therefore no property of a row, and `seconds` is NaN. Nothing is kept for a resume.
 
     Args:
@@ -49,8 +50,9 @@ def evaluate_together(
     order = draw(len(data), limit, seed)
     with tqdm(total=len(order), unit="image", disable=not progress) as bar:
         for indices, samples in read_batches(data, order, batch, workers):
+            tags = next(iter(runs.values())).tags(samples) if runs else None
             for row, run in runs.items():
-                records[row].append(run.count(indices, samples))
+                records[row].append(run.count(indices, samples, tags))
             bar.update(len(samples))
     found = {row: collect(run, records[row], order, bootstrap) for row, run in runs.items()}
     unknown = np.full(len(order), math.nan)

@@ -26,7 +26,7 @@ def panels() -> dict[tuple[int, int], Panel]:
 
 def made(**changes: Any) -> LayerHeadMap:
     options: dict[str, Any] = {"values": VALUES, "panels": panels(), "start": (0, 1)}
-    return LayerHeadMap(**options | {"label": 'mIoU of "heads"'} | changes)
+    return LayerHeadMap(**options | {"caption": 'mIoU of "heads"'} | changes)
 
 
 def test_every_cell_has_a_button_and_a_panel() -> None:

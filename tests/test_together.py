@@ -41,6 +41,25 @@ def test_counts_are_those_of_separate_runs(voc: Path) -> None:
         assert math.isnan(found[row].seconds_per_image)
 
 
+def test_a_tagger_is_asked_once_for_all_rows(voc: Path) -> None:
+    asked: list[str] = []
+
+    class First:
+        name = "first"
+
+        def __call__(self, samples: Any, vocabulary: ovss.Vocabulary) -> list[list[int]]:
+            asked.extend(sample.id for sample in samples)
+            return [[0, 2] for _ in samples]
+
+    rows = {"low": toy_segmenter(0.1), "high": toy_segmenter(0.3)}
+    options: dict[str, Any] = {"root": voc, "limit": 5, "classes": First(), "progress": False}
+    found = evaluate_together(rows, "voc21", **options)
+    assert asked == list(found["low"].ids) and found["low"].protocol == "mmseg-first-classes"
+    for row, segmenter in rows.items():
+        alone = ovss.evaluate(segmenter, "voc21", **options)
+        np.testing.assert_array_equal(found[row].areas, alone.areas)
+
+
 @pytest.mark.parametrize("classes", ["all", "image"])
 def test_shared_features_change_nothing(voc: Path, tmp_path: Path, classes: Any) -> None:
     folder = save_clip(tmp_path / "tiny")
