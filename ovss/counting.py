@@ -36,9 +36,19 @@ class Run:
     classes: Classes
     seed: int
 
-    def count(self, indices: Sequence[int], samples: Sequence[Sample]) -> Record:
-        """Segment a batch and count its pixels; the tagger's time is not the segmenter's."""
-        wanted = self.tagger(samples, self.words) if self.tagger else None
+    def tags(self, samples: Sequence[Sample]) -> list[list[int]] | None:
+        """The classes that each image is asked for, None for all."""
+        return self.tagger(samples, self.words) if self.tagger else None
+
+    def count(
+        self, indices: Sequence[int], samples: Sequence[Sample], tags: list[list[int]] | None = None
+    ) -> Record:
+        """Segment a batch and count its pixels; the tagger's time is not the segmenter's.
+
+        Args:
+            tags: what `tags` gives, if another run has asked for it already.
+        """
+        wanted = self.tags(samples) if tags is None else tags
         start = time.perf_counter()
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)

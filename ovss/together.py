@@ -38,7 +38,8 @@ def evaluate_together(
 ) -> dict[str, Result]:
     """Row name -> what `ovss.evaluate` of that segmenter would give, with the same counts.
 
-    Each image is read once; segmenters that share a `RememberingClip` also share its features.
+    Each image is read and tagged once; segmenters that share a `RememberingClip` also share its
+    features.
     Time is therefore no property of a row, and `seconds` is NaN. Nothing is kept for a resume.
 
     Args:
@@ -98,8 +99,9 @@ class _Table:
         self.data, self.order = data, order
 
     def count(self, indices: Sequence[int], samples: Sequence[Sample]) -> None:
+        tags = next(iter(self.runs.values())).tags(samples) if self.runs else None
         for row, run in self.runs.items():
-            self.records[row].append(run.count(indices, samples))
+            self.records[row].append(run.count(indices, samples, tags))
 
     def results(self, bootstrap: int) -> dict[str, Result]:
         unknown = np.full(len(self.order), math.nan)

@@ -15,11 +15,14 @@ from PIL import Image
 import ovss
 from clips import save_clip
 from diffusions import save_diffusion
-from ovss import results
+from itms import save_blip
+from ovss import OvssError, results
 from ovss.backbones.clip import ClipBackbone
 from ovss.backbones.diffusion import DiffusionBackbone
-from ovss.backbones.remembered import RememberingClip, RememberingDiffusion
+from ovss.backbones.itm import ItmBackbone
+from ovss.backbones.remembered import RememberingClip, RememberingDiffusion, RememberingItm
 from ovss.methods.cliper import Cliper
+from ovss.methods.pnp_ovss import PnpOvss
 from ovss.refine.compensation import Compensation
 from ovss.together import choose_on_tune, evaluate_places, evaluate_together
 from ovss.vocabulary import Vocabulary
@@ -54,6 +57,25 @@ def test_places_in_turn_are_places_apart(voc: Path) -> None:
         for row, result in found[dataset, classes].items():
             np.testing.assert_array_equal(result.areas, apart[row].areas)
             assert result.protocol == apart[row].protocol and result.ids == apart[row].ids
+
+
+def test_a_tagger_is_asked_once_for_all_rows(voc: Path) -> None:
+    asked: list[str] = []
+
+    class First:
+        name = "first"
+
+        def __call__(self, samples: Any, vocabulary: ovss.Vocabulary) -> list[list[int]]:
+            asked.extend(sample.id for sample in samples)
+            return [[0, 2] for _ in samples]
+
+    rows = {"low": toy_segmenter(0.1), "high": toy_segmenter(0.3)}
+    options: dict[str, Any] = {"root": voc, "limit": 5, "classes": First(), "progress": False}
+    found = evaluate_together(rows, "voc21", **options)
+    assert asked == list(found["low"].ids) and found["low"].protocol == "mmseg-first-classes"
+    for row, segmenter in rows.items():
+        alone = ovss.evaluate(segmenter, "voc21", **options)
+        np.testing.assert_array_equal(found[row].areas, alone.areas)
 
 
 @pytest.mark.parametrize("classes", ["all", "image"])
@@ -225,6 +247,62 @@ def test_shared_compensation_changes_nothing(voc: Path, folder: Path, tmp_path: 
         alone = ovss.evaluate(segmenter, "voc21", **options)
         assert found[name].image_scores == pytest.approx(alone.image_scores, rel=1e-4)
         assert np.abs(found[name].areas - alone.areas).sum() <= 1e-3 * alone.areas.sum()
+
+
+def test_one_match_serves_all_layers_heads_and_rounds(
+    voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_blip(tmp_path / "itm")
+    options: dict[str, Any] = {
+        "root": voc, "limit": 5, "classes": "image", "batch": 3, "progress": False
+    }  # fmt: skip
+
+    def rows(itm: ItmBackbone) -> dict[str, ovss.Segmenter]:
+        heads = {f"{n}, {k}": {"layer": n, "head": k} for n in range(4) for k in range(4)}
+        chosen = {"layer": 2, "head": 1}
+        made = heads | {
+            "attention": chosen | {"gradcam": False},
+            "one": chosen | {"rounds": 1},
+            "two": chosen | {"rounds": 2},
+            "loss": chosen | {"objective": "ce"},
+        }
+        usual: dict[str, Any] = {"rounds": 0, "drop": 2, "size": 32, "crf": None}
+        return {
+            name: ovss.Segmenter(PnpOvss(itm, **usual | changed)) for name, changed in made.items()
+        }
+
+    shared = RememberingItm.load(source)
+    passes: list[int] = []
+    match = ItmBackbone.match
+
+    def counted(self: ItmBackbone, *given: Any, **named: Any) -> Any:
+        passes.append(len(given[0]))
+        return match(self, *given, **named)
+
+    monkeypatch.setattr(ItmBackbone, "match", counted)
+    found = evaluate_together(rows(shared), "voc21", **options)
+    assert len(passes) == 2 * (1 + 2 + 1)  # two batches: a look, two rounds, the loss's gradient
+    assert evaluate_together(rows(shared), "voc21", **options).keys() == found.keys()
+    assert len(passes) == 2 * (1 + 2 + 1)
+    monkeypatch.undo()
+    for name, segmenter in rows(ItmBackbone.load(source)).items():
+        alone = ovss.evaluate(segmenter, "voc21", **options)
+        assert np.abs(found[name].areas - alone.areas).sum() <= 1e-3 * alone.areas.sum()
+
+
+def test_a_remembering_matcher_forgets_and_checks(tmp_path: Path) -> None:
+    itm = RememberingItm.load(save_blip(tmp_path / "itm"))
+    pixels, prompts = torch.rand(2, 3, 32, 32), [itm.prompt(["cat"]), itm.prompt(["dog", "sky"])]
+    first = itm.match(pixels, prompts, (1,))
+    assert list(first.attention) == list(first.gradient) == [1]
+    assert itm.match(pixels, prompts, (1, 3)).attention[1] is first.attention[1]
+    assert not itm.match(pixels, prompts, (1,), gradient=False).gradient
+    assert itm.match(pixels, prompts[::-1], (1,)).attention[1] is not first.attention[1]
+    with pytest.raises(OvssError, match="layer 4 is none"):
+        itm.match(pixels, prompts, (4,))
+    itm.map_values = 0
+    itm.match(pixels, prompts[:1] * 2, (1,))
+    assert itm.match(pixels, prompts, (1,)).attention[1] is not first.attention[1]
 
 
 def _load(method: str, clip: ClipBackbone) -> ovss.Segmenter:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .clip import ClipBackbone, ClipFeatures, Embedded
 from .diffusion import LAYERS, STEP, DiffusionBackbone, LazyMap, Projection
+from .itm import ItmBackbone, Matching, Prompt
 
 Attention = bool | Literal["sum"]
 Key = tuple[bytes, int, int, int | bytes]  # image, layer, step, noise
@@ -143,6 +144,57 @@ class RememberingDiffusion(DiffusionBackbone):
 
     def _held(self) -> int:
         return sum(len(one) ** 2 for heads in self._maps.values() for one in heads)
+
+
+@dataclass(eq=False)
+class RememberingItm(ItmBackbone):
+    """An `ItmBackbone` that matches the same images and prompts once, and keeps all layers.
+
+    So one pass serves all layers and heads, and rows that take the same patches out share that
+    pass, too. Gradients are those of `ItmBackbone` up to the last digits. What it returns is
+    shared: nobody must change it in place.
+
+    Attributes:
+        map_values: values of the maps that are kept, 256 MB of float32 by default; the oldest
+            batch goes first.
+    """
+
+    map_values: int = 2**26
+    _matched: OrderedDict[tuple[bytes, str], Matching] = field(
+        default_factory=OrderedDict, init=False, repr=False
+    )
+
+    def match(
+        self,
+        pixels: Tensor,
+        prompts: Sequence[Prompt],
+        layers: Sequence[int] = (),
+        *,
+        gradient: bool = True,
+        objective: Literal["logit", "ce"] = "logit",
+    ) -> Matching:
+        """As `ItmBackbone.match`."""
+        self._check(pixels, prompts, layers, objective)
+        texts = [str(prompt.ids.tolist()) for prompt in prompts]
+        key = _digest(pixels), " ".join([str(tuple(pixels.shape)), objective, *texts])
+        found = self._matched.pop(key, None)
+        if found is None or (gradient and not found.gradient):
+            every = range(self.layers)
+            found = super().match(pixels, prompts, every, gradient=gradient, objective=objective)
+        self._matched[key] = found
+        while len(self._matched) > 1 and self._kept_values() > self.map_values:
+            self._matched.popitem(last=False)
+        chosen = found.gradient if gradient else {}
+        return Matching(
+            found.logits,
+            found.mask,
+            {layer: found.attention[layer] for layer in layers},
+            {layer: chosen[layer] for layer in layers if chosen},
+        )
+
+    def _kept_values(self) -> int:
+        parts = (part for one in self._matched.values() for part in (one.attention, one.gradient))
+        return sum(maps.numel() for part in parts for maps in part.values())
 
 
 @dataclass(frozen=True)
