@@ -14,7 +14,7 @@ SOLUTIONS: dict[str, dict[str, Any]] = {
     "blip-itm-large": {"layer": 7, "head": 9},
     "bridgetower-large": {"layer": 1, "head": 7},
     "blip-itm": {"layer": 1, "head": 3},
-    "bridgetower": {"layer": 1, "head": 1},
+    "bridgetower": {"layer": 1, "head": 0, "threshold": 0.25, "blur": 0.07},
 }
 
 _ACCIDENTS = {"nan_quirk": True, "relabel_quirk": True}
