@@ -105,6 +105,13 @@ def judge(difference: metrics.Difference, margin: float = 0.0) -> Verdict:
     return "does not hold" if difference.high < margin else "undecided"
 
 
+def worded(
+    difference: metrics.Difference, higher: str, lower: str, open: str = "may do either"
+) -> str:
+    """The word for a difference that lies above zero, below zero, or cannot be told from it."""
+    return {"holds": higher, "does not hold": lower, "undecided": open}[judge(difference)]
+
+
 def claims_table(claims: Iterable[Claim], profile: str = "lab") -> pd.DataFrame:
     """One line per tested pair: claim, sentence, greater, smaller, difference, verdict."""
     lines = []

@@ -22,6 +22,7 @@ from .palette import palette
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+PAGE = 6.8  # inches: a wider figure is shrunk on the pages, and its letters with it
 STYLE: Any = {
     "figure.facecolor": "white",  # the pages have a dark mode
     "figure.dpi": 110,
@@ -44,9 +45,13 @@ def show_scene(image: Any, labels: Any, names: Sequence[str]) -> Figure:
 def overlay(image: Any, labelings: Mapping[str, Any], names: Sequence[str]) -> Figure:
     """The image and several label maps [H, W] of it (truth, ours, theirs ...) side by side.
 
-    BACKGROUND shows the image, IGNORE is white; each region carries its name.
+    BACKGROUND shows the image, IGNORE is white; each region carries its name. More than four
+    pictures stand in two rows.
     """
-    figure, axes = _canvas(1 + len(labelings), 1 + len(labelings), 2.4, image, legend=True)
+    count = 1 + len(labelings)
+    columns = count if count <= 4 else math.ceil(count / 2)
+    size = min(2.4, PAGE / columns)
+    figure, axes = _canvas(count, columns, size, image, legend=True)
     _picture(axes[0], image, "image")
     found: set[int] = set()
     for ax, (title, labels) in zip(axes[1:], labelings.items(), strict=True):
@@ -156,13 +161,14 @@ def bars_with_intervals(cells: pd.DataFrame, ylabel: str = "mIoU (%)") -> Figure
     datasets = list(dict.fromkeys(cells["dataset"]))
     rows = list(dict.fromkeys(cells["row"]))
     with plt.rc_context(STYLE):
-        figure, ax = plt.subplots(figsize=(3.2 + 0.9 * len(rows), 3), layout="constrained")
+        size = (min(2 + 0.9 * len(rows), PAGE), 3.4)
+        figure, ax = plt.subplots(figsize=size, layout="constrained")
         for position, dataset in enumerate(datasets):
             part = cells[cells["dataset"] == dataset].set_index("row").reindex(rows)
             _bars(ax, part, position, len(datasets), dataset)
-        ax.set_xticks(range(len(rows)), rows, rotation=20, ha="right")
+        ax.set_xticks(range(len(rows)), rows, rotation=20 if len(rows) < 7 else 40, ha="right")
         ax.set_ylabel(ylabel)
-        figure.legend(loc="outside right upper", frameon=False)
+        _legend_above(figure, ax, datasets)
     return _done(figure)
 
 
@@ -195,7 +201,7 @@ def curve(
             ax.plot(np.asarray(x), np.asarray(values), style, label=name)
         ax.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if log else "linear")
         ax.grid(alpha=0.3)
-        ax.legend(frameon=False)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return _done(figure)
 
 
@@ -266,6 +272,16 @@ def _heat(
     ax.imshow(heat, cmap=HEAT, alpha=0.75, extent=extent, vmin=low, vmax=high)
 
 
+def _legend_above(figure: Figure, ax: Axes, datasets: Sequence[str]) -> None:
+    """A column for each data set; none where there is only one thing to name."""
+    marks, names = ax.get_legend_handles_labels()
+    order = sorted(range(len(names)), key=lambda i: datasets.index(names[i].split(": ")[0]))
+    if len(order) > 1:
+        shown = [marks[i] for i in order], [names[i] for i in order]
+        columns = max(2, min(len(datasets), 5))
+        figure.legend(*shown, loc="outside upper center", ncols=columns, frameon=False)
+
+
 def _bars(ax: Axes, part: pd.DataFrame, position: int, count: int, name: str) -> None:
     width = 0.8 / count
     x = np.arange(len(part)) - 0.4 + width * (position + 0.5)
@@ -277,7 +293,8 @@ def _bars(ax: Axes, part: pd.DataFrame, position: int, count: int, name: str) ->
     ax.errorbar(x, value, errors, fmt="none", ecolor="black", capsize=2, linewidth=1)
     if part["published"].notna().any():
         paper = part["published"].to_numpy(float)
-        ax.plot(x, paper, "D", color="white", markeredgecolor=colour, label=f"{name}: the paper's")
+        label = f"{name}: the paper's"
+        ax.plot(x, paper, "D", color="white", markeredgecolor=colour, markersize=4, label=label)
 
 
 def _coloured(image: Any, labels: NDArray[np.int64], classes: int) -> NDArray[np.uint8]:

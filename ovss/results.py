@@ -221,7 +221,7 @@ def compare(experiment: str, profile: str = "lab", **options: Any) -> pd.DataFra
             number = cell["published"]
             printed = "not reported" if math.isnan(number) else f"{number:g}"
             columns.setdefault(f"paper: {theirs}", {})[cell["row"]] = printed
-    return pd.DataFrame(columns).rename_axis("row")
+    return pd.DataFrame(columns)
 
 
 def show(cell: Mapping[str, Any], digits: int = 1) -> str:

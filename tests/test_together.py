@@ -21,9 +21,11 @@ from ovss.backbones.clip import ClipBackbone
 from ovss.backbones.diffusion import DiffusionBackbone
 from ovss.backbones.itm import ItmBackbone
 from ovss.backbones.remembered import RememberingClip, RememberingDiffusion, RememberingItm
+from ovss.methods.cliper import Cliper
 from ovss.methods.pnp_ovss import PnpOvss
 from ovss.refine.compensation import Compensation
-from ovss.together import choose_on_tune, evaluate_together
+from ovss.together import choose_on_tune, evaluate_places, evaluate_together
+from ovss.vocabulary import Vocabulary
 from toys import toy_segmenter
 
 
@@ -39,6 +41,22 @@ def test_counts_are_those_of_separate_runs(voc: Path) -> None:
         assert found[row].ids == alone.ids and found[row].interval == alone.interval
         np.testing.assert_array_equal(found[row].image_scores, alone.image_scores)
         assert math.isnan(found[row].seconds_per_image)
+
+
+def test_places_in_turn_are_places_apart(voc: Path) -> None:
+    tables: dict[Any, Any] = {
+        ("voc21", "all"): {"low": toy_segmenter(0.1), "high": toy_segmenter(0.3)},
+        ("voc20", "image"): {"low": toy_segmenter(0.1)},
+    }
+    options: dict[str, Any] = {"root": voc, "limit": 7, "progress": False, "batch": 3}
+    found = evaluate_places(tables, **options)
+    assert list(found) == list(tables)
+    for (dataset, classes), rows in tables.items():
+        apart = evaluate_together(rows, dataset, classes=classes, **options)
+        assert list(found[dataset, classes]) == list(rows)
+        for row, result in found[dataset, classes].items():
+            np.testing.assert_array_equal(result.areas, apart[row].areas)
+            assert result.protocol == apart[row].protocol and result.ids == apart[row].ids
 
 
 def test_a_tagger_is_asked_once_for_all_rows(voc: Path) -> None:
@@ -92,6 +110,38 @@ def test_a_batch_is_computed_once_and_forgotten(
     clip.features(batches[1], attention=False)  # 24 images: the first call is forgotten
     assert clip.features(batches[0], attention="sum") is not first
     assert passes == [8, 8, 8, 8]
+
+
+def test_embeddings_are_made_once_for_equal_readings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    embed = Cliper._embed
+
+    def counted(self: Cliper, features: Any) -> Any:
+        made.append(self.variant)
+        return embed(self, features)
+
+    monkeypatch.setattr(Cliper, "_embed", counted)
+    folder = save_clip(tmp_path / "tiny")
+    shared, plain = RememberingClip.load(folder), ClipBackbone.load(folder)
+    readings: tuple[dict[str, Any], ...] = (
+        {},
+        {"logit_scale": 20.0},
+        {"variant": "official"},
+        {"variant": "paper"},
+        {"attention": "qq"},
+    )
+    for options in readings:
+        ours, theirs = (Cliper(one, short_side=32, **options) for one in (shared, plain))
+        for image in pictures(2):
+            for one, other in zip(
+                ours.score([image], Vocabulary.of("cat, dog")),
+                theirs.score([image], Vocabulary.of("cat, dog")),
+                strict=True,
+            ):
+                torch.testing.assert_close(one, other)
+    assert len(made) == 2 * len(readings) + 2 * 3  # the first three share theirs
 
 
 def test_the_choice_is_made_on_tune(results_folder: Path, voc: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
-from .loading import sha256
+from .loading import sha256, without_bars
 from .registry import Checkpoint, find
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -65,9 +65,10 @@ def _parts(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
             kind.from_pretrained(folder / part, torch_dtype=dtype, variant=variant)
             for kind, part in kinds
         ]
-        text = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", torch_dtype=dtype, variant=variant
-        )
+        with without_bars():
+            text = CLIPTextModel.from_pretrained(
+                folder / "text_encoder", torch_dtype=dtype, variant=variant
+            )
         others = [
             CLIPTokenizer.from_pretrained(folder / "tokenizer"),
             PNDMScheduler.from_pretrained(folder / "scheduler"),

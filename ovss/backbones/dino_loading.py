@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .loading import compare_with_card, read_json, sha256
+from .loading import compare_with_card, read_json, sha256, without_bars
 from .registry import Checkpoint, find, remedy
 
 CONFIG, WEIGHTS, PIXELS = "config.json", "model.safetensors", "preprocessor_config.json"
@@ -57,9 +57,10 @@ def _model(folder: Path) -> Any:
     if kind != "vit":
         raise CheckpointError(f"{folder} is no DINO (a ViT of transformers) but: {kind}")
     try:
-        model, report = library.from_pretrained(
-            folder, add_pooling_layer=False, dtype="float32", output_loading_info=True
-        )
+        with without_bars():
+            model, report = library.from_pretrained(
+                folder, add_pooling_layer=False, dtype="float32", output_loading_info=True
+            )
     except Exception as error:  # the library and safetensors raise all kinds
         raise CheckpointError(f"{folder} is damaged ({error}): {remedy(folder)}") from None
     if report["missing_keys"]:

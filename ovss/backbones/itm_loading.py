@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .itm_networks import Blip, BridgeTower, Network
-from .loading import compare_with_card, read_json, sha256
+from .loading import compare_with_card, read_json, sha256, without_bars
 from .registry import Checkpoint, find, remedy
 
 CONFIG, PIXELS = "config.json", "preprocessor_config.json"
@@ -107,13 +107,14 @@ def _bridgetower(folder: Path) -> BridgeTower:
 
 def _model(library: Any, folder: Path, **options: Any) -> Any:
     try:
-        model, report = library.from_pretrained(
-            folder,
-            dtype="float32",
-            attn_implementation="eager",  # no other returns its maps
-            output_loading_info=True,
-            **options,
-        )
+        with without_bars():
+            model, report = library.from_pretrained(
+                folder,
+                dtype="float32",
+                attn_implementation="eager",  # no other returns its maps
+                output_loading_info=True,
+                **options,
+            )
     except Exception as error:  # the library, torch and safetensors raise all kinds
         raise CheckpointError(f"{folder} is damaged ({error}): {remedy(folder)}") from None
     if report["missing_keys"]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,23 @@ def _tokenizer(folder: Path) -> Tokenize:
         return own
     simple: Tokenize = open_clip.SimpleTokenizer()
     return simple
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Within it transformers shows no progress bar: a file of this machine takes no time."""
+    import huggingface_hub.utils
+    import transformers.utils.logging
+
+    hub: Any = huggingface_hub.utils  # both libraries leave these functions untyped
+    bars: Any = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled() and not hub.are_progress_bars_disabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
 
 
 def sha256(path: Path) -> str:

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .clip import ClipBackbone, ClipFeatures
+from .clip import ClipBackbone, ClipFeatures, Embedded
 from .diffusion import LAYERS, STEP, DiffusionBackbone, LazyMap, Projection
 from .itm import ItmBackbone, Matching, Prompt
 
 Attention = bool | Literal["sum"]
 Key = tuple[bytes, int, int, int | bytes]  # image, layer, step, noise
+
+
+@dataclass(frozen=True)
+class RememberedFeatures(ClipFeatures):
+    """Features that many ask for, and what was made of them; both are forgotten together."""
+
+    made: dict[Any, Embedded] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, reading: Any, make: Callable[[], Embedded]) -> Embedded:
+        """What `make` gave when it was first asked for this `reading`."""
+        if reading not in self.made:
+            embeddings, attention = make()
+            self.made[reading] = list(embeddings), attention
+        return self.made[reading]
 
 
 @dataclass(eq=False)
@@ -43,7 +57,7 @@ class RememberingClip(ClipBackbone):
         for asked, seen, found in self._calls:
             if asked == attention and torch.equal(seen, pixels):
                 return found
-        found = super().features(pixels, attention=attention)
+        found = RememberedFeatures(**vars(super().features(pixels, attention=attention)))
         self._calls.append((attention, pixels.clone(), found))
         while sum(len(seen) for _, seen, _ in self._calls) > self.capacity:
             self._calls.popleft()

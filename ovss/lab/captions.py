@@ -32,7 +32,7 @@ class Habits:
 
 _OPENINGS = ("{}", "{}", "a photo of {}", "a picture of {}", "there is {}", "{} in the scene")
 _GROUNDS = ("{} with {}", "{} on {}", "{} in front of {}", "{} and {}", "{} by the {}")
-_PLURALS = {"fish": "fish", "person": "people", "butterfly": "butterflies"}
+PLURALS = {"fish": "fish", "person": "people", "butterfly": "butterflies"}
 _NUMBERS = {2: "two", 3: "three", 4: "four"}
 
 
@@ -77,6 +77,6 @@ def _listing(named: Sequence[Mention], with_colour: bool) -> str:
         if count == 1:
             parts.append(_phrase(Mention(category, colour, 0, 0), bool(colour)))
         else:
-            plural = _PLURALS.get(category, category + "s")
+            plural = PLURALS.get(category, category + "s")
             parts.append(" ".join(filter(None, (_NUMBERS[count], colour, plural))))
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,22 +1,25 @@
-"""Retrain the lab's models: `python -m ovss.lab.zoo [clip dino sd]`, or `make zoo [MODEL=clip]`."""
+"""Retrain the lab's models: `make zoo`, or `make zoo MODEL=clip` for one of them."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from ovss import paths
 from ovss.errors import OvssError
-from ovss.lab.pretrain import clip, dino, sd
+from ovss.lab.pretrain import clip, dino, itm, sd
 
 RECIPES: dict[str, Callable[[Path, str], None]] = {
     "clip": clip.train,
     "dino": dino.train,
     "sd": sd.train,
+    "blip-itm": partial(itm.train, "blip-itm"),
+    "bridgetower": partial(itm.train, "bridgetower"),
 }
 
 

@@ -32,7 +32,7 @@ Builder = Callable[..., tuple[Method, Rule]]  # (profile, **options) -> method a
 
 # What a profile changes about every method's defaults; the papers' own are in the classes.
 PROFILES: dict[str, dict[str, Any]] = {
-    "lab": {"clip": "clip", "dino": "dino", "itm": "blip-itm", "short_side": 128, "size": 128},
+    "lab": {"clip": "clip", "dino": "dino", "itm": "blip-itm", "short_side": 128, "size": 96},
     "paper": {"clip": "ViT-B-16-quickgelu/openai", "dino": "dino-vitb8", "itm": "blip-itm-large"},
 }
 PROFILES["smoke"] = PROFILES["lab"]

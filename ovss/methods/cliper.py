@@ -12,7 +12,7 @@ Three variants, because text and authors' code disagree (and the code was rewrit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -102,12 +102,8 @@ class Cliper:
         """The compensation with this variant's threshold; `Segmenter` applies it to `score`."""
         if self.compensation is None:
             return ()
-        thresholds = {
-            "paper": None,
-            "official-2024": THRESHOLD,
-            "official": self.attention_threshold,
-        }
-        return (partial(self.compensation, threshold=thresholds[self.variant]),)
+        thresholds = {"paper": None, "official": self.attention_threshold}
+        return (partial(self.compensation, threshold=thresholds.get(self.variant, THRESHOLD)),)
 
     @torch.no_grad()
     def score(self, images: Sequence[Image.Image], vocabulary: Vocabulary) -> list[Tensor]:
@@ -147,17 +143,21 @@ class Cliper:
         """Each input's logits, N x [B, Q', L], and the attention between patches [B, L, L]."""
         attention: Any = "sum" if self.attention == "fused" else False
         features = self.backbone.features(pixels, attention=attention)
-        inputs, weights = self.inputs(features), self.weights(features)
-        last = self._last_map(features, inputs[-1], weights[-1])
-        embeddings = self._embeddings(inputs, weights, last)
-        patches = last.float().mean(1)[:, 1:, 1:]  # [B, L, L]: its rows sum to less than 1
+        steps = (type(self).inputs, type(self).weights, self.attention, self.fuse_features)
+        readings = (*steps, self.variant == "paper", self.select_layer)
+        embeddings, patches = features.once(readings, lambda: self._embed(features))
         return [self._logits(embedding, queries) for embedding in embeddings], patches
 
     def embeddings(self, features: ClipFeatures) -> Tensor:
         """Output embeddings of all layers' tokens [layers, B, 1+L, E], class token first."""
+        return torch.stack(list(self._embed(features)[0]))
+
+    def _embed(self, features: ClipFeatures) -> tuple[Iterable[Tensor], Tensor]:
+        """Output embeddings and the attention between patches, whatever the words are."""
         inputs, weights = self.inputs(features), self.weights(features)
         last = self._last_map(features, inputs[-1], weights[-1])
-        return torch.stack(list(self._embeddings(inputs, weights, last)))
+        patches = last.float().mean(1)[:, 1:, 1:]  # [B, L, L]: its rows sum to less than 1
+        return self._embeddings(inputs, weights, last), patches
 
     def inputs(self, features: ClipFeatures) -> list[Tensor | None]:
         """What goes through the last block, [B, 1+L, D] each; None stands for zeros.

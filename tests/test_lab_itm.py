@@ -1,0 +1,201 @@
+"""The recipe of the lab's matching models: captions, losses, wrappers; killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ovss import paths
+from ovss.backbones.clip import ClipBackbone
+from ovss.backbones.itm import ItmBackbone
+from ovss.lab.pretrain import itm
+from ovss.lab.pretrain.itm_loss import contrast, doubting, fits, hard_negatives, matching
+from ovss.lab.pretrain.itm_models import DEPTH, Blip, BridgeTower
+from ovss.lab.pretrain.itm_recipe import TALKATIVE, Batches, Recipe, Stage
+from ovss.lab.pretrain.itm_words import (
+    CONTENT,
+    changed,
+    content,
+    make_bytepairs,
+    make_wordpiece,
+    swap,
+    tags,
+)
+from ovss.lab.pretrain.views import normalise
+from ovss.lab.scenes import THING_NAMES, render
+
+TINY = Recipe(
+    evaluate_every=16, curve_scenes=2, card_scenes=2, warmup=1, stages=(Stage(32, 8, TALKATIVE),)
+)
+
+
+@pytest.fixture(scope="module")
+def captions() -> list[str]:
+    return [render("pretrain", i, 64, TALKATIVE).caption for i in range(300)]
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    images = np.stack([render("pretrain", i, 64).image for i in range(4)])
+    return normalise(torch.from_numpy(images).permute(0, 3, 1, 2))
+
+
+def test_a_swapped_caption_says_something_else(captions: list[str]) -> None:
+    for number, caption in enumerate(captions):
+        wrong = swap(caption, Random(number))
+        places = changed(caption, wrong)
+        assert len(places) in (1, 2)
+        assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", wrong)
+        if len(places) == 1:
+            assert len(content(wrong) - content(caption)) == 1
+        else:
+            assert content(wrong) == content(caption)
+
+
+def test_words_change_places_where_they_say_what_belongs_to_what() -> None:
+    told = "an orange chair and a blue house"
+    found = {swap(told, Random(i)) for i in range(200)}
+    assert "a blue chair and an orange house" in found
+    assert "an orange house and a blue chair" not in found  # colours or things, not both ways
+    beside = {swap("a fish above a red cup", Random(i)) for i in range(200)}
+    assert "a cup above a red fish" in beside
+
+
+def test_tags_are_what_the_caption_names() -> None:
+    assert tags("two red fish and a car on sand") == "a picture of red fish car sand"
+    assert content("two butterflies by the road") == {"butterfly", "road"}
+
+
+@pytest.mark.parametrize("make", [make_wordpiece, make_bytepairs])
+def test_tokenizers_split_some_names_and_know_all_letters(make: Any, captions: list[str]) -> None:
+    tokenizer = make(captions)
+    pieces = [len(tokenizer.tokenize(f" {name}")) for name in THING_NAMES]
+    assert 1 in pieces and max(pieces) > 1
+    assert tokenizer.unk_token_id not in tokenizer("zebra quickly vexing jumps").input_ids
+
+
+@pytest.mark.parametrize("name", ["blip-itm", "bridgetower"])
+def test_the_zoo_holds_the_tokenizer_that_the_recipe_learns(name: str) -> None:
+    """A trained model is worth nothing with another numbering of the pieces."""
+    folder = paths.data("lab", "zoo", name)
+    learnt = itm.Trainer(name, itm.RECIPES[name], "cpu").tokenizer.get_vocab()
+    assert ItmBackbone.load(folder).tokenizer.get_vocab() == learnt
+
+
+def test_a_caption_fits_images_whose_own_says_as_much() -> None:
+    named = torch.zeros(3, len(CONTENT), dtype=torch.bool)
+    for row, words in enumerate((["car"], ["car", "red"], ["fish"])):
+        named[row, [CONTENT[word] for word in words]] = True
+    expected = [[True, False, False], [True, True, False], [False, False, True]]
+    assert fits(named).tolist() == expected  # [image, caption]
+
+
+def test_hard_negatives_are_wrong_and_mostly_similar() -> None:
+    torch.manual_seed(0)
+    named = torch.eye(4, len(CONTENT), dtype=torch.bool)
+    named[3] = named[2]  # these two say the same
+    image = torch.nn.functional.normalize(torch.randn(4, 8), dim=-1)
+    text = image.clone()
+    text[1] = text[0]  # caption 1 is as like image 0 as its own
+    drawn = [hard_negatives(image, text, named, 0.05) for _ in range(100)]
+    assert {int(d.captions[0]) for d in drawn} == {1}
+    for d in drawn:
+        assert int(d.captions[2]) in (0, 1) and int(d.images[3]) in (0, 1)
+
+
+def test_losses_by_hand() -> None:
+    sure = torch.tensor([[-20.0, 20.0]])
+    assert matching(sure, -sure) < 1e-6 < 10 < matching(-sure, sure)
+    named = torch.eye(2, len(CONTENT), dtype=torch.bool)
+    same = torch.eye(2)
+    assert contrast(same, same, named, 0.05) < 1e-6 < 1 < contrast(same, same.flip(0), named, 0.05)
+    named[1] = named[0]  # equal captions share the probability: log 2 is the least
+    equal = torch.ones(2, 1)
+    torch.testing.assert_close(contrast(equal, equal, named, 1.0), torch.tensor(2.0).log())
+    false = torch.tensor([[False, True, False]])
+    words = torch.tensor([[True, True, False]])  # the last one is padding
+    wrong = torch.tensor([[-20.0, 20.0, 20.0]])
+    assert doubting(torch.tensor([-20.0]), wrong, false, words) < 1e-6
+
+
+def test_doubt_falls_on_the_swapped_words_alone(captions: list[str]) -> None:
+    tokenizer = make_wordpiece(captions)
+    _, right, swapped, false, named = next(iter(Batches(TINY, tokenizer, 0)))
+    for row in range(len(right)):
+        words = tokenizer.decode(swapped[row][false[row]])
+        told = set(tokenizer.decode(right[row], skip_special_tokens=True).split())
+        assert words and false[row].sum() <= 12
+        assert named[row].sum() == len(content(" ".join(told)))
+        assert content(words) <= set(CONTENT) and not set(words.split()) & {"a", "with", "in"}
+
+
+@pytest.mark.parametrize(("kind", "make"), [(Blip, make_wordpiece), (BridgeTower, make_bytepairs)])
+def test_wrappers_give_what_the_library_gives(
+    kind: Any, make: Any, captions: list[str], pixels: torch.Tensor
+) -> None:
+    """Encoders run once and are paired; the library runs them for each pair."""
+    torch.manual_seed(0)
+    tokenizer = make(captions)
+    model = kind(tokenizer).eval()
+    found = tokenizer(captions[:4], padding=True, return_tensors="pt")
+    ids = found.input_ids
+    with torch.no_grad():
+        ours, _ = model.match(model.image(pixels), model.text(ids))
+        if kind is Blip:
+            first = torch.full_like(ids[:, :1], len(tokenizer) + 1)
+            given = {"input_ids": torch.cat([first, ids[:, 1:]], 1)}
+            theirs = model.model(**given, attention_mask=found.attention_mask, pixel_values=pixels)
+            torch.testing.assert_close(ours, theirs.itm_score)
+        else:
+            theirs = model.model(**found, pixel_values=pixels)
+            torch.testing.assert_close(ours, theirs.logits)
+
+
+def test_blip_begins_with_what_clip_sees(captions: list[str], pixels: torch.Tensor) -> None:
+    """Folding the first normalisation is not exact, but near."""
+    clip = ClipBackbone.load("clip").model.visual.float()
+    model = Blip(make_wordpiece(captions))
+    model.start_from(clip, pixels)
+    with torch.no_grad():
+        (ours,) = model.image(pixels)
+        tokens = clip._embeds(pixels)
+        for block in clip.transformer.resblocks[:DEPTH]:
+            tokens = block(tokens)
+        theirs = clip.ln_post(tokens)
+    assert torch.cosine_similarity(ours, theirs, dim=-1).mean() > 0.85
+
+
+@pytest.mark.parametrize("name", ["blip-itm", "bridgetower"])
+def test_a_killed_run_goes_on_to_the_same_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(itm, "READ", 200)
+    itm.train(name, tmp_path / "whole", recipe=TINY)
+    advance = itm.Trainer.advance
+
+    def killed(trainer: itm.Trainer, batch: Any) -> float:
+        if trainer.step == 3:
+            raise KeyboardInterrupt
+        return advance(trainer, batch)
+
+    monkeypatch.setattr(itm.Trainer, "advance", killed)
+    with pytest.raises(KeyboardInterrupt):
+        itm.train(name, tmp_path / "killed", recipe=TINY)
+    monkeypatch.setattr(itm.Trainer, "advance", advance)
+    itm.train(name, tmp_path / "killed", recipe=TINY)
+    whole, resumed = (
+        (tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "killed")
+    )
+    assert whole == resumed
+    card = json.loads((tmp_path / "killed" / "card.json").read_text())
+    assert card["images_seen"] == 32 and not (tmp_path / "killed" / "training.pt").exists()
+    backbone = ItmBackbone.load(tmp_path / "killed")
+    assert (backbone.layers, backbone.heads, backbone.patch) == (4, 4, 8)
+    assert backbone.mean == (0.5, 0.5, 0.5)
