@@ -8,8 +8,8 @@ from itertools import combinations
 from random import Random
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import BertTokenizer, RobertaTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizerFast
 
 from ovss.lab.captions import PLURALS
 from ovss.lab.scenes import COLOUR_NAMES, STUFF_NAMES, THING_NAMES
@@ -79,12 +79,17 @@ def make_wordpiece(captions: Iterable[str]) -> Any:
 
 
 def make_bytepairs(captions: Iterable[str]) -> Any:
-    """RoBERTa's kind of tokenizer with merges learnt from the captions."""
-    return RobertaTokenizerFast(
-        tokenizer_object=_learn(captions, BYTE_PIECES),
-        add_prefix_space=True,
-        model_max_length=CONTEXT,
+    """RoBERTa's kind of tokenizer with merges learnt from the captions, but lower case as these
+    are, which the library's own class for it cannot be told."""
+    learnt = RobertaTokenizerFast(
+        tokenizer_object=_learn(captions, BYTE_PIECES), add_prefix_space=True
     )
+    inner = learnt.backend_tokenizer
+    inner.normalizer = normalizers.Lowercase()
+    names = ("bos", "eos", "sep", "cls", "unk", "pad", "mask")
+    special = {f"{name}_token": getattr(learnt, f"{name}_token") for name in names}
+    kind: Any = PreTrainedTokenizerFast
+    return kind(tokenizer_object=inner, model_max_length=CONTEXT, **special)
 
 
 def _learn(captions: Iterable[str], size: int) -> Tokenizer:
