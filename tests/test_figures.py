@@ -72,6 +72,22 @@ def test_labels_are_coloured_and_named() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cat", "boat"]
 
 
+def test_figures_fit_the_page() -> None:
+    many = figures.overlay(IMAGE, {str(n): LABELS for n in range(5)}, NAMES)
+    rows = {round(ax.get_position().y0, 3) for ax in many.axes}
+    assert len(many.axes) == 6 and len(rows) == 2
+    wide = pd.concat([CELLS.assign(row=CELLS["row"] + str(n)) for n in range(6)])
+    for figure in (many, figures.bars_with_intervals(wide)):
+        assert figure.get_size_inches()[0] <= figures.PAGE + 1e-6
+
+
+def test_bars_name_what_there_is() -> None:
+    names = [text.get_text() for text in figures.bars_with_intervals(CELLS).legends[0].get_texts()]
+    assert names == ["lab-20: the paper's", "lab-20", "lab-all: the paper's", "lab-all"]
+    one = CELLS[CELLS["dataset"] == "lab-20"].assign(published=np.nan)
+    assert figures.bars_with_intervals(one).legends == []
+
+
 def test_the_query_patch_is_marked_in_the_middle_of_its_cell() -> None:
     cross = figures.attention_on(IMAGE, np.zeros((4, 6)), (1, 2)).axes[0].lines[0]
     assert cross.get_xydata().tolist() == [[2.5 * 5 - 0.5, 1.5 * 5 - 0.5]]  # type: ignore[union-attr]

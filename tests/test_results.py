@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from ovss import metrics, paths, results
-from ovss.claims import Cell, Claim, claims_table, judge, paired_difference
+from ovss.claims import Cell, Claim, claims_table, judge, paired_difference, worded
 from ovss.errors import OvssError
 from ovss.metrics import Difference
 from ovss.result import Result
@@ -249,6 +249,12 @@ def test_compare(results_folder: Path) -> None:
 def claim(margin: float = 0.0) -> Claim:
     better, worse = Cell("e", "better", "lab-21"), Cell("e", "worse", "lab-21")
     return Claim("helps", "better is better (Table 6)", ((better, worse),), margin)
+
+
+def test_words_follow_the_interval() -> None:
+    for gap, word in (((2, 1, 3), "up"), ((-2, -3, -1), "down"), ((0, -1, 1), "may do either")):
+        assert worded(Difference(*gap), "up", "down") == word
+    assert worded(Difference(0, -1, 1), "up", "down", "open") == "open"
 
 
 def test_verdicts(results_folder: Path) -> None:
