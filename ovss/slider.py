@@ -14,6 +14,7 @@ from PIL import Image
 
 from .errors import OvssError
 
+COLOURS = 128
 # Without scripts every frame is shown, one below the other, and the slider is not.
 SCRIPT = """
 (function () {
@@ -82,10 +83,14 @@ def _frame(picture: str, label: str, alt: str) -> str:
 
 
 def _png(frame: Figure | Image.Image) -> str:
-    """The picture as base64 of a PNG file."""
+    """The picture in few colours, as base64 of a PNG file: a page holds many."""
+    picture = _drawn(frame) if isinstance(frame, Figure) else frame
     file = BytesIO()
-    if isinstance(frame, Figure):
-        frame.savefig(file, format="png", dpi=frame.dpi)
-    else:
-        frame.save(file, format="png")
+    picture.convert("RGB").quantize(COLOURS).save(file, format="png", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
+
+
+def _drawn(figure: Figure) -> Image.Image:
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=figure.dpi)
+    return Image.open(file)
