@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import OvssError
+from . import mixed, strips
 
 LAYERS = (-4, -6)  # up_blocks[3].attentions[1] and [0] of Stable Diffusion: 64 x 64 positions
 STEP, STEPS = 45, 50  # "time-step 45": an index into PNDM's list, t = 101
@@ -58,7 +59,8 @@ class DiffusionBackbone:
         """Load a `save_pretrained` folder or a Stable Diffusion of `registry.CHECKPOINTS`.
 
         Args:
-            dtype: float16 by default on a GPU, float32 elsewhere.
+            dtype: float16 by default on a GPU, float32 elsewhere. On the CPU bfloat16 means mixed
+                precision (`mixed.lower`): inputs and outputs stay float32.
 
         Raises:
             CheckpointError, UnknownNameError: see `diffusion_loading.load_diffusion`.
@@ -72,7 +74,11 @@ class DiffusionBackbone:
             torch.empty(0, device=place)
         except (RuntimeError, AssertionError) as error:
             raise OvssError(f"cannot use device {str(device)!r}: {error}") from None
+        lowered = place.type == "cpu" and kind == torch.bfloat16
+        kind = torch.float32 if lowered else kind
         found = load_diffusion(source, kind)
+        if lowered:
+            mixed.lower(found.unet, found.vae)
         unet, vae, text = (one.to(place) for one in (found.unet, found.vae, found.text_encoder))
         parts = (found.tokenizer, found.scheduler, found.name, found.checkpoint)
         return cls(unet, vae, text, *parts, place, kind)
@@ -119,7 +125,11 @@ class DiffusionBackbone:
     @torch.no_grad()
     def latents(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, size, size] -> the VAE's mean, scaled: [B, 4, size/8, size/8]."""
-        encoded = self.vae.encode(pixels.to(self.device, self.dtype)).latent_dist.mean
+        pixels = pixels.to(self.device, self.dtype)
+        if self.device.type == "cpu" and strips.supported(self.vae):
+            encoded = strips.encode(self.vae, pixels).to(self.dtype)
+        else:
+            encoded = self.vae.encode(pixels).latent_dist.mean
         return encoded * self.vae.config.scaling_factor
 
     def timestep(self, step: int = STEP) -> Tensor:

@@ -76,20 +76,7 @@ def _parts(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     except Exception as error:  # three libraries raise all kinds
         raise CheckpointError(f"{folder} is no Stable Diffusion, or damaged ({error})") from None
     models = [model.eval().requires_grad_(False) for model in (*models, text)]
-    lean(models[PARTS.index("vae")])
     return dict(zip(PARTS, (*models, *others), strict=True))
-
-
-def lean(vae: Any) -> Any:
-    """Let the encoder's activations overwrite their inputs, which nobody else reads.
-
-    At 512 x 512 pixels each would be 134 MB of float32 more. (Not in the U-Net: its blocks share
-    the time's embedding.)
-    """
-    for module in vae.encoder.modules():
-        if isinstance(module, torch.nn.SiLU):
-            module.inplace = True
-    return vae
 
 
 def _fetch(name: str, entry: Checkpoint) -> Path:

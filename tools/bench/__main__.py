@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sides",
         nargs="+",
-        choices=weights.SIDES,
+        choices=tuple(weights.SIDES),
         help="ways to run our diffusion model; default: float32 and bfloat16 (cuda: float16)",
     )
     parser.add_argument("--rounds", type=int, default=2)

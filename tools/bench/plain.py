@@ -95,6 +95,12 @@ class KeepMap:
         return attn.to_out[0](mixed)
 
 
+def latents(backbone: DiffusionBackbone, pixels: Tensor) -> Tensor:
+    """Pixels [1, 3, size, size] -> the scaled mean [1, 4, h, w]."""
+    found = backbone.vae.encode(pixels.to(backbone.device, backbone.dtype)).latent_dist.mean
+    return found * backbone.vae.config.scaling_factor
+
+
 def attention_maps(backbone: DiffusionBackbone, latents: Tensor, noise: Tensor) -> list[Tensor]:
     """Latents [1, 4, h, w] -> the maps [heads, L, L] of LAYERS; the whole U-Net runs."""
     time = backbone.timestep(STEP).to(backbone.device)

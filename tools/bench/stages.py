@@ -75,6 +75,11 @@ class Plain(Ours):
         backbone = self.task.coarse.backbone
         self.scores = plain.coarse_map(backbone, self.task.pixels(), self.task.text)
 
+    def vae(self) -> None:
+        """The latent [1, 4, h, w]."""
+        pixels = self.diffusion.preprocess(self.task.image)[None]
+        self.latents = plain.latents(self.diffusion, pixels)
+
     def unet(self) -> None:
         """All maps."""
         self.maps = plain.attention_maps(self.diffusion, self.latents, self.task.noise)

@@ -18,20 +18,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from ovss.backbones import mixed
 from ovss.backbones.clip import ClipBackbone
 from ovss.backbones.diffusion import LAYERS, DiffusionBackbone
-from ovss.backbones.diffusion_loading import lean
 from ovss.lab.scenes import render
 from ovss.methods.cliper import Cliper
 from ovss.vocabulary import Vocabulary
 
 CLASSES, LOGITS = 21, 4.0
-SIDES: dict[str, dict[str, Any]] = {  # ways to run the diffusion model: arguments of `Module.to`
-    "float32": {},
-    "bfloat16": {"dtype": torch.bfloat16},
-    "float16": {"dtype": torch.float16},
-    "channels-last": {"memory_format": torch.channels_last},
-}
+SIDES = {one: getattr(torch, one) for one in ("float32", "bfloat16", "float16")}
 MEAN, STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 
 
@@ -139,7 +134,7 @@ def diffusion(sizes: Sizes, image: Image.Image, device: str) -> DiffusionBackbon
     place = torch.device(device)
     models = [fill(model.to_empty(device=place)) for model in (unet, vae)]
     backbone = DiffusionBackbone(
-        models[0], lean(models[1]), None, None, scheduler, "random", "random", place
+        models[0], models[1], None, None, scheduler, "random", "random", place
     )
     _set_prompt(backbone, torch.randn(1, 77, sizes.unet["cross_attention_dim"]))
     _calibrate(backbone, image)
@@ -171,10 +166,13 @@ def variant(backbone: DiffusionBackbone, name: str) -> DiffusionBackbone:
     """The same as one of SIDES asks, beside it; "float32" is what was given."""
     if name == "float32":
         return backbone
-    models = [deepcopy(one) for one in (backbone.unet, backbone.vae)]
-    for model in models:
-        nn.Module.to(model, **SIDES[name])  # diffusers' own `to` warns
-    kind = SIDES[name].get("dtype", torch.float32)
+    models, kind = [deepcopy(one) for one in (backbone.unet, backbone.vae)], SIDES[name]
+    if name == "bfloat16" and backbone.device.type == "cpu":  # as `DiffusionBackbone.load` does
+        mixed.lower(*models)
+        kind = torch.float32
+    else:
+        for model in models:
+            nn.Module.to(model, kind)  # diffusers' own `to` warns
     copy = replace(backbone, unet=models[0], vae=models[1], dtype=kind)
     _set_prompt(copy, backbone.prompt)
     return copy
