@@ -426,7 +426,7 @@ def test_load(blip: ItmBackbone) -> None:
     assert built.crf == DenseCrf() and built.background == "voc"
     assert segmenter(noise(40, 32), "cat, dog").labels.shape == (32, 40)
     plain = ovss.load("pnp-ovss", itm=blip, layer=1, head=2, crf=False).method
-    assert isinstance(plain, PnpOvss) and plain.crf is None and plain.size == 128
+    assert isinstance(plain, PnpOvss) and plain.crf is None and plain.size == 96
     stated = ovss.load("pnp-ovss", itm=blip, layer=1, head=2, crf=True).method
     assert isinstance(stated, PnpOvss) and stated.crf == DenseCrf()
 
