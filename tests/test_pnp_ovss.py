@@ -19,7 +19,7 @@ from ovss import Segmenter, Vocabulary, cli
 from ovss.backbones.itm import ItmBackbone, Matching, Prompt
 from ovss.counting import Run
 from ovss.errors import OvssError, UnknownNameError
-from ovss.methods.pnp_configs import CONFIGS
+from ovss.methods.pnp_configs import CONFIGS, SOLUTIONS_ON
 from ovss.methods.pnp_ovss import PnpOvss
 from ovss.metrics import BACKGROUND
 from ovss.provenance import describe
@@ -450,6 +450,20 @@ def test_load_finds_the_layer_of_a_known_checkpoint(tmp_path: Path) -> None:
     method = ovss.load("pnp-ovss", "paper", itm=folder).method
     assert isinstance(method, PnpOvss)
     assert (method.layer, method.head, method.size) == (7, 9, 336)
+
+
+def test_load_finds_the_head_of_a_data_set(tmp_path: Path) -> None:
+    """The lab's BLIP has one for things, and one for things and stuff."""
+    folder = save_blip(tmp_path / "blip-itm")
+    usual, things, both = (
+        ovss.load("pnp-ovss", itm=folder, **given).method
+        for given in ({}, {"dataset": "lab-21"}, {"dataset": "lab-all"})
+    )
+    assert all(isinstance(one, PnpOvss) for one in (usual, things, both))
+    assert replace(things, backbone=usual.backbone) == usual and usual.background == "voc"
+    for option, value in SOLUTIONS_ON["blip-itm", "lab-all"].items():
+        assert getattr(both, option) == value
+    assert both.background is None
 
 
 def test_load_errors(blip: ItmBackbone, tmp_path: Path) -> None:

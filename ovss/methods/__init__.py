@@ -23,7 +23,7 @@ from .cliper import Cliper
 from .configs import CONFIGS, CliperConfig, templates
 from .dense_clip import PRESETS, SUMMARIES, DenseClip
 from .pnp_configs import CONFIGS as PNP_CONFIGS
-from .pnp_configs import SOLUTIONS
+from .pnp_configs import SOLUTIONS, SOLUTIONS_ON
 from .pnp_ovss import PnpOvss
 from .proxyclip import ProxyClip
 
@@ -95,7 +95,7 @@ def build_pnp(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
     Args:
         options: the attributes of `PnpOvss`; `itm` (name, folder or an `ItmBackbone`), `device`,
             `dtype`, `decision`; and `dataset`, which takes the authors' settings for that
-            benchmark (`pnp_configs.CONFIGS`). `crf` may also be True or False.
+            benchmark, or the lab's (`pnp_configs`). `crf` may also be True or False.
     """
     _check("pnp-ovss", options, (*_option_names(PnpOvss), "dataset"), "itm")
     defaults = _profile(profile)
@@ -103,8 +103,9 @@ def build_pnp(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
     dataset = options.get("dataset")
     if dataset is not None and dataset not in PNP_CONFIGS:
         raise UnknownNameError.of("configuration", dataset, PNP_CONFIGS)
-    authors = {} if dataset is None else PNP_CONFIGS[dataset]
-    values = {**defaults, **SOLUTIONS.get(backbone.name, {}), **authors, **options}
+    found = SOLUTIONS.get(backbone.name, {}) | SOLUTIONS_ON.get((backbone.name, dataset), {})
+    settings = {} if dataset is None else PNP_CONFIGS[dataset]
+    values = {**defaults, **found, **settings, **options}
     if isinstance(values.get("crf"), bool):
         values["crf"] = DenseCrf() if values["crf"] else None
     method = PnpOvss(backbone, **_method_options(PnpOvss, values))
