@@ -18,6 +18,8 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 SHOWN = {  # experiment -> heading
     "cliper-table1": "CLIPer and its lineage, as in its Table 1",
     "cliper-table6": "CLIPer's choices, as in its Table 6",
+    "pnp-table3": "PnP-OVSS, as in its Table 3",
+    "pnp-table5": "PnP-OVSS step by step, as in its Table 5",
 }
 NONE = "Nothing has been measured yet; `make book` fills this table."
 UNITS = "mIoU in percent with its 95 % interval over images, and the number of images."

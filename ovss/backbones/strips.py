@@ -31,7 +31,7 @@ def supported(vae: Any) -> bool:
 
 @torch.no_grad()
 def encode(vae: Any, pixels: Tensor, positions: int = POSITIONS) -> Tensor:
-    """Pixels [B, 3, H, W] -> the mean of the latent's distribution [B, C, h, w], float32.
+    """Pixels [B, 3, H, W] -> the mean of the latent's distribution [B, C, h, w].
 
     Args:
         vae: a diffusers `AutoencoderKL` which is `supported`.
@@ -48,12 +48,12 @@ def encode(vae: Any, pixels: Tensor, positions: int = POSITIONS) -> Tensor:
     hidden = _residual(first, hidden, positions)
     for attention, resnet in zip(middle.attentions, others, strict=True):
         if attention is not None:
-            hidden = attention(hidden.to(encoder.conv_in.weight.dtype)).float()
+            hidden = attention(hidden.to(encoder.conv_in.weight.dtype)).to(hidden.dtype)
         hidden = _residual(resnet, hidden, positions)
     activate = _activation(encoder.conv_norm_out, encoder.conv_act, hidden, positions)
     moments = _convolve(hidden, encoder.conv_out, positions, activate)
     if vae.quant_conv is not None:
-        moments = vae.quant_conv(moments.to(vae.quant_conv.weight.dtype)).float()
+        moments = vae.quant_conv(moments.to(vae.quant_conv.weight.dtype))
     return moments.chunk(2, dim=1)[0]
 
 
@@ -63,7 +63,7 @@ def _residual(block: Any, hidden: Tensor, positions: int) -> Tensor:
     inner = _convolve(hidden, block.conv1, positions, activate)
     activate = _activation(block.norm2, block.nonlinearity, inner, positions)
     shortcut = block.conv_shortcut
-    outer = hidden if shortcut is None else _empty(hidden, block.conv2.out_channels)
+    outer = hidden if shortcut is None else _empty(hidden, block.conv2)
     for rows, strip in _strips(inner, block.conv2, positions, activate):
         before = hidden[:, :, rows]
         if shortcut is not None:
@@ -73,8 +73,8 @@ def _residual(block: Any, hidden: Tensor, positions: int) -> Tensor:
 
 
 def _convolve(hidden: Tensor, conv: Any, positions: int, prepare: Prepare | None = None) -> Tensor:
-    """All strips of a 3 x 3 convolution together, float32, channels last."""
-    found = _empty(hidden, conv.out_channels, conv.stride[0])
+    """All strips of a 3 x 3 convolution together, float32 at least, channels last."""
+    found = _empty(hidden, conv)
     for rows, strip in _strips(hidden, conv, positions, prepare):
         found[:, :, rows] = strip
     return found
@@ -116,15 +116,16 @@ def _activation(norm: Any, nonlinearity: Any, hidden: Tensor, positions: int) ->
     deviation = (square - mean**2 + norm.eps).sqrt()
     weight, bias = (side.double().view(norm.num_groups, -1) for side in (norm.weight, norm.bias))
     scale, shift = weight / deviation, bias - weight * mean / deviation
-    scale, shift = (side.view(batch, channels, 1, 1).float() for side in (scale, shift))
+    scale, shift = (side.view(batch, channels, 1, 1).to(hidden.dtype) for side in (scale, shift))
     return lambda strip: nonlinearity(torch.addcmul(shift, strip, scale))
 
 
-def _empty(like: Tensor, channels: int, stride: int = 1) -> Tensor:
-    batch, _, height, width = like.shape
+def _empty(hidden: Tensor, conv: Any) -> Tensor:
+    """Room for the convolution of `hidden`."""
+    height, width = (side // conv.stride[0] for side in hidden.shape[2:])
     return torch.empty(
-        (batch, channels, height // stride, width // stride),
-        dtype=torch.float32,
-        device=like.device,
+        (len(hidden), conv.out_channels, height, width),
+        dtype=torch.promote_types(torch.float32, conv.weight.dtype),
+        device=hidden.device,
         memory_format=torch.channels_last,
     )

@@ -23,7 +23,7 @@ from .cliper import Cliper
 from .configs import CONFIGS, CliperConfig, templates
 from .dense_clip import PRESETS, SUMMARIES, DenseClip
 from .pnp_configs import CONFIGS as PNP_CONFIGS
-from .pnp_configs import SOLUTIONS, SOLUTIONS_ON
+from .pnp_configs import SOLUTIONS, SOLUTIONS_ON, unsearched
 from .pnp_ovss import PnpOvss
 from .proxyclip import ProxyClip
 
@@ -95,7 +95,8 @@ def build_pnp(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
     Args:
         options: the attributes of `PnpOvss`; `itm` (name, folder or an `ItmBackbone`), `device`,
             `dtype`, `decision`; and `dataset`, which takes the authors' settings for that
-            benchmark, or the lab's (`pnp_configs`). `crf` may also be True or False.
+            benchmark, or the lab's (`pnp_configs`). `crf` may also be True or False. A network
+            that was never searched starts from `pnp_configs.unsearched`.
     """
     _check("pnp-ovss", options, (*_option_names(PnpOvss), "dataset"), "itm")
     defaults = _profile(profile)
@@ -103,7 +104,8 @@ def build_pnp(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
     dataset = options.get("dataset")
     if dataset is not None and dataset not in PNP_CONFIGS:
         raise UnknownNameError.of("configuration", dataset, PNP_CONFIGS)
-    found = SOLUTIONS.get(backbone.name, {}) | SOLUTIONS_ON.get((backbone.name, dataset), {})
+    found = SOLUTIONS.get(backbone.name) or unsearched(backbone.layers)
+    found = found | SOLUTIONS_ON.get((backbone.name, dataset), {})
     settings = {} if dataset is None else PNP_CONFIGS[dataset]
     values = {**defaults, **found, **settings, **options}
     if isinstance(values.get("crf"), bool):

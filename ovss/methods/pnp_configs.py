@@ -21,6 +21,12 @@ SOLUTIONS_ON: dict[tuple[str, str], dict[str, Any]] = {
     ("blip-itm", "lab-all"): {"layer": 1, "head": 3, "threshold": 0.15, "blur": 0.05},
 }
 
+
+def unsearched(layers: int) -> dict[str, Any]:
+    """For a network that no search has seen: all heads of the layer as deep as BLIP's, 8 of 12."""
+    return {"layer": max(0, 2 * layers // 3 - 1), "head": None}
+
+
 _ACCIDENTS = {"nan_quirk": True, "relabel_quirk": True}
 _VOC = {"background": "voc", "rescale": False, **_ACCIDENTS}
 _PSC = {**_VOC, "background": "psc"}
