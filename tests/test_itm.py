@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -233,6 +234,21 @@ def test_what_cannot_be_matched(backbone: ItmBackbone) -> None:
         backbone.match(pixels, [prompt, prompt], objective="logits")  # type: ignore[arg-type]
     with pytest.raises(OvssError, match="size=33"):
         backbone.match(torch.randn(1, 3, 32, 33), [prompt])
+
+
+@pytest.mark.parametrize(
+    ("save", "patch", "side"), [(save_blip, 16, 768), (save_bridgetower, 14, 770)]
+)
+def test_the_largest_inputs_of_the_paper(save: Any, patch: int, side: int, tmp_path: Path) -> None:
+    """Section 4 and the supplement: far beyond the positions that were learnt."""
+    vision = {"patch_size": patch, "image_size": 4 * patch}
+    found = ItmBackbone.load(save(tmp_path / "itm", vision_config=vision))
+    prompt = found.prompt(["cat", "dog"])
+    match = found.match(found.pixels([noise(50, 40)], side), [prompt], [0], gradient=True)
+    assert found.patch_grid(side) == side // patch
+    columns = 1 + (side // patch) ** 2  # the image's class token, then the patches
+    assert match.attention[0].shape[-1] == match.gradient[0].shape[-1] == columns
+    assert match.gradient[0][..., 1:].abs().amax(-1).gt(0).any()
 
 
 LEFT = (1.10546875, 0.7734375, 0.2265625, -0.10546875)  # 2 -> 4 by hand, Keys' kernel, a = -0.75

@@ -19,7 +19,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..errors import ImageError, OvssError
+from ..errors import ImageError
 from ..vocabulary import Vocabulary
 from .blocks import (
     add_residuals,
@@ -29,6 +29,7 @@ from .blocks import (
     run_block,
     softmax_map,
 )
+from .devices import find_device
 from .text import TextEncoder
 
 if TYPE_CHECKING:
@@ -101,13 +102,11 @@ class ClipBackbone:
         """
         from .loading import load_clip  # open_clip takes seconds to import
 
+        place = find_device(device)
         found = load_clip(source)
-        try:
-            model = found.model.to(device=torch.device(device), dtype=dtype)
-        except (RuntimeError, AssertionError) as error:
-            raise OvssError(f"cannot use device {str(device)!r}: {error}") from None
+        found.model.to(device=place, dtype=dtype)
         parts = (found.tokenize, found.mean, found.std, found.name, found.checkpoint)
-        return cls(model, *parts, torch.device(device), dtype)
+        return cls(found.model, *parts, place, dtype)
 
     @property
     def blocks(self) -> Sequence[Any]:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..errors import OvssError
 from . import mixed, strips
+from .devices import find_device
 
 LAYERS = (-4, -6)  # up_blocks[3].attentions[1] and [0] of Stable Diffusion: 64 x 64 positions
 STEP, STEPS = 45, 50  # "time-step 45": an index into PNDM's list, t = 101
@@ -68,12 +69,8 @@ class DiffusionBackbone:
         """
         from .diffusion_loading import load_diffusion  # diffusers takes seconds to import
 
-        try:
-            place = torch.device(device)
-            kind = dtype or (torch.float16 if place.type == "cuda" else torch.float32)
-            torch.empty(0, device=place)
-        except (RuntimeError, AssertionError) as error:
-            raise OvssError(f"cannot use device {str(device)!r}: {error}") from None
+        place = find_device(device)
+        kind = dtype or (torch.float16 if place.type == "cuda" else torch.float32)
         lowered = place.type == "cpu" and kind == torch.bfloat16
         kind = torch.float32 if lowered else kind
         found = load_diffusion(source, kind)

@@ -15,7 +15,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..errors import OvssError
+from .devices import find_device
 
 
 @dataclass(eq=False)
@@ -52,13 +52,11 @@ class DinoBackbone:
         """
         from .dino_loading import load_dino  # transformers takes seconds to import
 
+        place = find_device(device)
         found = load_dino(source)
-        try:
-            model = found.model.to(device=torch.device(device), dtype=dtype)
-        except (RuntimeError, AssertionError) as error:
-            raise OvssError(f"cannot use device {str(device)!r}: {error}") from None
+        found.model.to(device=place, dtype=dtype)
         parts = (found.mean, found.std, found.name, found.checkpoint)
-        return cls(model, *parts, torch.device(device), dtype)
+        return cls(found.model, *parts, place, dtype)
 
     @property
     def patch(self) -> int:

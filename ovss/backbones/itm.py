@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import ImageError, OvssError, UnknownNameError
+from .devices import find_device
 from .itm_networks import Network
 from .itm_prompt import Prompt, tokenise
 from .itm_taps import tapped
@@ -86,13 +87,11 @@ class ItmBackbone:
         """
         from .itm_loading import load_itm  # transformers takes seconds to import
 
+        place = find_device(device)
         found = load_itm(source)
-        try:
-            found.network.model.to(device=torch.device(device), dtype=dtype)
-        except (RuntimeError, AssertionError) as error:
-            raise OvssError(f"cannot use device {str(device)!r}: {error}") from None
+        found.network.model.to(device=place, dtype=dtype)
         parts = (found.network, found.tokenizer, found.first, found.mean, found.std)
-        return cls(*parts, found.name, found.checkpoint, torch.device(device), dtype)
+        return cls(*parts, found.name, found.checkpoint, place, dtype)
 
     @property
     def patch(self) -> int:
