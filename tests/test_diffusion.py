@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from clips import noise
 from diffusions import save_diffusion
-from ovss.backbones import registry, strips
+from ovss.backbones import mixed, registry, strips
 from ovss.backbones.diffusion import LAYERS, DiffusionBackbone
 from ovss.errors import CheckpointError, OvssError, UnknownNameError
 
@@ -167,10 +168,12 @@ def test_images_become_squares_by_the_nearest_pixel(backbone: DiffusionBackbone)
 
 
 def test_lower_precision(folder: Path, backbone: DiffusionBackbone) -> None:
-    mixed = DiffusionBackbone.load(folder, dtype=torch.bfloat16)
+    lowered = DiffusionBackbone.load(folder, dtype=torch.bfloat16)
     picture = noise(50, 40)
     layers = (-4, -6, 22)  # the last is of an inner stage
-    pairs = zip(mixed.attention(picture, layers), backbone.attention(picture, layers), strict=True)
+    pairs = zip(
+        lowered.attention(picture, layers), backbone.attention(picture, layers), strict=True
+    )
     for ours, exact in pairs:
         assert 0 < (ours.float() - exact).abs().mean() < 0.2 * exact.mean()
 
@@ -214,6 +217,7 @@ def test_other_encoders_run_as_diffusers_runs_them(backbone: DiffusionBackbone) 
     pixels = torch.rand(1, 3, 16, 16)
     with torch.no_grad():
         expected = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
+    mixed.lower(deepcopy(backbone.unet), vae)  # and leaves them in float32
     found = replace(backbone, vae=vae).latents(pixels)
     torch.testing.assert_close(found, expected)
 

@@ -14,17 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import strips
+
 
 def lower(unet: Any, vae: Any, dtype: torch.dtype = torch.bfloat16) -> None:
     """Make float32 models compute in mixed precision from now on.
 
-    The VAE's encoder is to be run by `strips.encode`, which keeps sums and norms in float32.
+    The VAE's encoder only if `strips.encode` runs it, which keeps sums and norms in float32.
     """
     for stage in (*unet.down_blocks[1:], unet.mid_block, *unet.up_blocks[:-1]):
         if stage is not None:
             _lower_weights(stage, dtype)
             stage.forward = _autocast(stage.forward, dtype)
-    _lower_weights(vae.encoder, dtype)
+    if strips.supported(vae):
+        _lower_weights(vae.encoder, dtype)
 
 
 def _lower_weights(model: nn.Module, dtype: torch.dtype) -> None:
