@@ -17,7 +17,7 @@ SOLUTIONS: dict[str, dict[str, Any]] = {
     "bridgetower": {"layer": 1, "head": 2, "threshold": 0.25, "blur": 0.05},
 }
 # Where it ended elsewhere on another data set: things and stuff want other heads in the lab.
-SOLUTIONS_ON: dict[tuple[str, str], dict[str, Any]] = {
+SOLUTIONS_ON: dict[tuple[str, str | None], dict[str, Any]] = {
     ("blip-itm", "lab-all"): {"layer": 1, "head": 2, "threshold": 0.05, "blur": 0.09},
     ("bridgetower", "lab-all"): {"layer": 1, "head": 0, "threshold": 0.05, "blur": 0.09},
 }
