@@ -106,7 +106,7 @@ def test_attention_that_keeps_to_its_half_tells_the_latent() -> None:
             attention(half)
         target = context(latents)
         raw = (target[..., 0] - target[..., 0].mean()).square().mean()
-        found.append(float(errors[0]) / float(raw))
+        found.append(float(errors[0].detach()) / float(raw))
     assert found[0] > 1, "the mean of the others leans to the other half"
     assert found[1] < 0.25, "what is left are the means across the border"
 
