@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -198,4 +199,7 @@ def test_a_killed_run_goes_on_to_the_same_model(
     assert card["images_seen"] == 32 and not (tmp_path / "killed" / "training.pt").exists()
     backbone = ItmBackbone.load(tmp_path / "killed")
     assert (backbone.layers, backbone.heads, backbone.patch) == (4, 4, 8)
+    itm.train(name, tmp_path / "killed", recipe=replace(TINY, seed=1))  # over a finished one
+    other = ItmBackbone.load(tmp_path / "killed")
+    assert other.checkpoint != backbone.checkpoint
     assert backbone.mean == (0.5, 0.5, 0.5)

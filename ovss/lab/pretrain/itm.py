@@ -28,7 +28,7 @@ from ovss.backbones.clip import ClipBackbone
 from ovss.backbones.itm import ItmBackbone
 from ovss.lab.cards import origin, write_card
 from ovss.lab.pretrain.itm_loss import contrast, doubting, hard_negatives, matching
-from ovss.lab.pretrain.itm_measure import measure
+from ovss.lab.pretrain.itm_measure import Split, measure
 from ovss.lab.pretrain.itm_models import SIDE, Blip, BridgeTower, States
 from ovss.lab.pretrain.itm_recipe import LESSONS, RECIPES, Batches, Recipe
 from ovss.lab.pretrain.itm_words import make_bytepairs, make_wordpiece
@@ -140,18 +140,21 @@ def train(name: str, folder: Path, device: str = "cpu", recipe: Recipe | None = 
 def _examine(trainer: Trainer, loss: float) -> None:
     """Add a point to the curve; the last weights are the ones to keep."""
     trainer.model.eval()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer.write(Path(folder))
-        point = measure(ItmBackbone.load(Path(folder)), "tune", trainer.recipe.curve_scenes)
+    point = _measured(trainer, "tune", trainer.recipe.curve_scenes)
     curve = {"images": trainer.images, "seconds": trainer.seconds, "loss": loss, **point}
     trainer.curve.append(curve)
+
+
+def _measured(trainer: Trainer, split: Split, scenes: int | None) -> dict[str, float]:
+    """What the model can do as it will be saved: not from its folder, whose card may be older."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.write(Path(folder))
+        return measure(ItmBackbone.load(Path(folder)), split, scenes)
 
 
 def _finish(trainer: Trainer, folder: Path) -> None:
     """Write the folder and its card."""
     recipe = trainer.recipe
-    trainer.write(folder)
-    backbone = ItmBackbone.load(folder)
     card = {
         "name": trainer.name,
         "what": f"a {type(trainer.model).__name__} of transformers, trained to match scenes of the "
@@ -161,10 +164,11 @@ def _finish(trainer: Trainer, folder: Path) -> None:
         "images_seen": trainer.images,
         "minutes": round(trainer.seconds / 60, 1),
         **origin(),
-        "tune": measure(backbone, "tune", recipe.card_scenes),
-        "val": measure(backbone, "val", recipe.card_scenes),
+        "tune": _measured(trainer, "tune", recipe.card_scenes),
+        "val": _measured(trainer, "val", recipe.card_scenes),
         "tried": list(LESSONS),
     }
+    trainer.write(folder)
     write_card(folder, trainer.curve, card, "model.safetensors")
 
 
