@@ -1,9 +1,11 @@
-"""Whatever a user calls an image -> a PIL image in RGB, or one clear error."""
+"""Whatever a user calls an image -> a PIL image in RGB, or one clear error; and images as text."""
 
 from __future__ import annotations
 
+import base64
 import os
 import struct
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,13 @@ ACCEPTED = "a path, a PIL image, an array [H, W, 3] or [H, W], or a tensor [3, H
 # What Pillow raises for damaged files, besides OSError.
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, ZeroDivisionError)
 WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # modes of more than 8 bits a channel
+
+
+def data_url(image: Image.Image, *, optimize: bool = False) -> str:
+    """An image as a URL that holds it whole, a PNG in base64; `optimize` takes time for size."""
+    file = BytesIO()
+    image.save(file, "PNG", optimize=optimize)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def read_image(source: Any) -> Image.Image:

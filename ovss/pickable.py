@@ -6,9 +6,7 @@ the first panel are there.
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -22,6 +20,7 @@ from PIL import Image
 
 from .errors import OvssError
 from .figures import HEAT
+from .images import data_url
 
 STYLE = """
 .ovss-map table { border-collapse: separate; border-spacing: 2px; width: auto; }
@@ -124,7 +123,8 @@ class LayerHeadMap:
         panel = self.panels[place[0], place[1]]
         lines = "<br>".join(map(escape, panel.lines))
         hidden = "" if place == self.start else " hidden"
-        picture = f'<img alt="{escape(panel.alt)}" src="{_data_url(panel.picture)}">'
+        url = data_url(panel.picture.convert("RGB"), optimize=True)
+        picture = f'<img alt="{escape(panel.alt)}" src="{url}">'
         return f'<div class="panel"{hidden}><p>{lines}</p>{picture}</div>'
 
 
@@ -135,9 +135,3 @@ def _colours(value: float, all_values: NDArray[Any]) -> tuple[str, str]:
     low, high = np.nanmin(all_values), np.nanmax(all_values)
     share = float((value - low) / (high - low)) if high > low else 0.0
     return to_hex(mpl.colormaps[HEAT](share)), "black" if share > 0.5 else "white"
-
-
-def _data_url(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

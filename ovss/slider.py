@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .errors import OvssError
+from .images import data_url
 
 COLOURS = 128
 # Without scripts every frame is shown, one below the other, and the slider is not.
@@ -60,7 +60,7 @@ class Slider:
 
     def _repr_html_(self) -> str:
         """What a notebook and the page show."""
-        pictures = [_png(frame) for frame in self.frames]
+        pictures = [_picture(frame) for frame in self.frames]
         name = "slider-" + hashlib.sha256("".join(pictures).encode()).hexdigest()[:12]
         parts = zip(pictures, self.labels, self.alts, strict=True)
         return "\n".join(
@@ -78,16 +78,14 @@ class Slider:
 
 
 def _frame(picture: str, label: str, alt: str) -> str:
-    image = f'<img src="data:image/png;base64,{picture}" alt="{escape(alt)}">'
+    image = f'<img src="{picture}" alt="{escape(alt)}">'
     return f"<div data-frame><p>{escape(label)}</p>{image}</div>"
 
 
-def _png(frame: Figure | Image.Image) -> str:
-    """The picture in few colours, as base64 of a PNG file: a page holds many."""
+def _picture(frame: Figure | Image.Image) -> str:
+    """The URL of the picture in few colours: a page holds many."""
     picture = _drawn(frame) if isinstance(frame, Figure) else frame
-    file = BytesIO()
-    picture.convert("RGB").quantize(COLOURS).save(file, format="png", optimize=True)
-    return base64.b64encode(file.getvalue()).decode()
+    return data_url(picture.convert("RGB").quantize(COLOURS), optimize=True)
 
 
 def _drawn(figure: Figure) -> Image.Image:

@@ -71,7 +71,7 @@ class DiffusionBackbone:
 
         place = find_device(device)
         kind = dtype or (torch.float16 if place.type == "cuda" else torch.float32)
-        lowered = place.type == "cpu" and kind == torch.bfloat16
+        lowered = mixed.wanted(place, kind)
         kind = torch.float32 if lowered else kind
         found = load_diffusion(source, kind)
         if lowered:

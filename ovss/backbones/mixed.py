@@ -17,6 +17,11 @@ from torch import Tensor, nn
 from . import strips
 
 
+def wanted(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a model in `dtype` on `device` is to be lowered instead."""
+    return device.type == "cpu" and dtype == torch.bfloat16
+
+
 def lower(unet: Any, vae: Any, dtype: torch.dtype = torch.bfloat16) -> None:
     """Make float32 models compute in mixed precision from now on.
 

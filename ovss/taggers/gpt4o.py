@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import os
 import threading
@@ -19,6 +17,7 @@ from PIL import Image
 from .. import paths
 from ..datasets import Sample
 from ..errors import OvssError
+from ..images import data_url
 from ..vocabulary import Vocabulary
 from .answers import read_answer
 from .base import image_of
@@ -136,10 +135,7 @@ class Gpt4oTagger:
         """What is sent: the question and the image, losslessly."""
         categories = str(dict(enumerate(vocabulary.names, start=1)))
         text = self.question.replace("{CATEGORIES}", categories)
-        file = io.BytesIO()
-        image.save(file, "PNG")
-        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-        picture = {"type": "image_url", "image_url": {"url": url}}
+        picture = {"type": "image_url", "image_url": {"url": data_url(image)}}
         content = [{"type": "text", "text": text}, picture]
         return {
             "model": self.model,

@@ -167,7 +167,7 @@ def variant(backbone: DiffusionBackbone, name: str) -> DiffusionBackbone:
     if name == "float32":
         return backbone
     models, kind = [deepcopy(one) for one in (backbone.unet, backbone.vae)], SIDES[name]
-    if name == "bfloat16" and backbone.device.type == "cpu":  # as `DiffusionBackbone.load` does
+    if mixed.wanted(backbone.device, kind):
         mixed.lower(*models)
         kind = torch.float32
     else:

@@ -28,7 +28,7 @@ from ovss.backbones.clip import ClipBackbone
 from ovss.backbones.itm import ItmBackbone
 from ovss.lab.cards import origin, write_card
 from ovss.lab.pretrain.itm_loss import contrast, doubting, hard_negatives, matching
-from ovss.lab.pretrain.itm_measure import Split, measure
+from ovss.lab.pretrain.itm_measure import measure
 from ovss.lab.pretrain.itm_models import SIDE, Blip, BridgeTower, States
 from ovss.lab.pretrain.itm_recipe import LESSONS, RECIPES, Batches, Recipe
 from ovss.lab.pretrain.itm_words import make_bytepairs, make_wordpiece
@@ -76,6 +76,12 @@ class Trainer(Progress):
         self.optimiser.zero_grad(set_to_none=True)
         self.step, self.images = self.step + 1, self.images + len(batch[0])
         return float(loss.detach())
+
+    def backbone(self) -> ItmBackbone:
+        """The model as it would be saved now, for measuring."""
+        with tempfile.TemporaryDirectory() as folder:  # the model's own may hold an older card
+            self.write(Path(folder))
+            return ItmBackbone.load(Path(folder))
 
     def _share(self) -> float:
         """Of the patches that are seen."""
@@ -140,21 +146,14 @@ def train(name: str, folder: Path, device: str = "cpu", recipe: Recipe | None = 
 def _examine(trainer: Trainer, loss: float) -> None:
     """Add a point to the curve; the last weights are the ones to keep."""
     trainer.model.eval()
-    point = _measured(trainer, "tune", trainer.recipe.curve_scenes)
+    point = measure(trainer.backbone(), "tune", trainer.recipe.curve_scenes)
     curve = {"images": trainer.images, "seconds": trainer.seconds, "loss": loss, **point}
     trainer.curve.append(curve)
 
 
-def _measured(trainer: Trainer, split: Split, scenes: int | None) -> dict[str, float]:
-    """What the model can do as it will be saved: not from its folder, whose card may be older."""
-    with tempfile.TemporaryDirectory() as folder:
-        trainer.write(Path(folder))
-        return measure(ItmBackbone.load(Path(folder)), split, scenes)
-
-
 def _finish(trainer: Trainer, folder: Path) -> None:
     """Write the folder and its card."""
-    recipe = trainer.recipe
+    recipe, backbone = trainer.recipe, trainer.backbone()
     card = {
         "name": trainer.name,
         "what": f"a {type(trainer.model).__name__} of transformers, trained to match scenes of the "
@@ -164,8 +163,8 @@ def _finish(trainer: Trainer, folder: Path) -> None:
         "images_seen": trainer.images,
         "minutes": round(trainer.seconds / 60, 1),
         **origin(),
-        "tune": _measured(trainer, "tune", recipe.card_scenes),
-        "val": _measured(trainer, "val", recipe.card_scenes),
+        "tune": measure(backbone, "tune", recipe.card_scenes),
+        "val": measure(backbone, "val", recipe.card_scenes),
         "tried": list(LESSONS),
     }
     trainer.write(folder)
