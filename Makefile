@@ -96,7 +96,7 @@ WRITERS_EXECUTED := $(filter-out $(READERS_EXECUTED),$(EXECUTED))
 
 $(BUILD)/profile: $(PARAMETERS) | $(STAMP)
 	@mkdir -p $(@D) build/home
-	@$(PY) -m ovss.profiles $<
+	@$(PY) tools/check_profile.py $<
 	@touch $@
 
 $(BUILD)/notebooks/%.ipynb: notebooks/%.md $(BUILD)/profile $(PACKAGE) $(DATA) requirements.lock \

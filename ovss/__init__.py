@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from .errors import OvssError, UnknownNameError
-from .evaluate import evaluate
-from .result import Result
+from .evaluation.evaluate import evaluate
+from .evaluation.result import Result
 from .segmentation import Segmentation
 from .segmenter import Segmenter
 from .vocabulary import Vocabulary

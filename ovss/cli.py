@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import __version__, results
+from . import __version__
 from .datasets import DATASETS, open_dataset
 from .errors import OvssError
-from .evaluate import evaluate
+from .evaluation.evaluate import evaluate
 from .paths import atomic, data
+from .reporting import results
 
 LISTS = ("methods", "datasets", "checkpoints")
 
@@ -177,7 +178,7 @@ def _classes(options: argparse.Namespace, data: Any) -> Any:
 
 def _search(options: argparse.Namespace) -> None:
     from . import load
-    from .search import examples_of, search
+    from .methods.pnp_search import examples_of, search
     from .taggers import find_clip, find_tagger
 
     data = open_dataset(options.dataset, options.root, options.split)

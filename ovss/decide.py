@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .metrics import BACKGROUND
+from .labels import BACKGROUND
 
 CHUNK_VALUES = 2**26  # map values held at once while deciding: 256 MB of float32
 

@@ -14,8 +14,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from .errors import OvssError
-from .metrics import BACKGROUND
-from .palette import palette
+from .labels import BACKGROUND, palette
 from .paths import atomic
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class Segmentation:
 
     def show(self) -> Figure:
         """The image beside its overlay, with a legend."""
-        from .figures import show_scene  # matplotlib only when a figure is wanted
+        from .reporting.figures import show_scene  # matplotlib only when a figure is wanted
 
         return show_scene(self.image, self.labels, self.names)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .decide import Argmax, Rule, decide
 from .errors import VocabularyError
 from .images import read_image
-from .metrics import BACKGROUND
+from .labels import BACKGROUND
 from .segmentation import Segmentation
 from .vocabulary import Vocabulary
 

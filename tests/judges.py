@@ -16,7 +16,7 @@ from torch import Tensor
 from ovss import Vocabulary
 from ovss.backbones.itm import Matching, Prompt
 from ovss.methods.pnp_ovss import PnpOvss
-from ovss.reward import Example
+from ovss.methods.pnp_reward import Example
 
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
 SIDE = 16  # of the images, of the matcher's input and of CLIP's

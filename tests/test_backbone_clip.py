@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 from clips import noise, save_clip
 from ovss import Vocabulary
-from ovss.backbones import text
-from ovss.backbones.blocks import ATTENTIONS, attention_pairs, softmax_map
+from ovss.backbones import clip_text
 from ovss.backbones.clip import MAX_TOKENS, ClipBackbone
+from ovss.backbones.clip_blocks import ATTENTIONS, attention_pairs, softmax_map
 from ovss.errors import ImageError, UnknownNameError, VocabularyError
 
 
@@ -208,11 +208,11 @@ def test_text_features_are_remembered(
     backbone: ClipBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = backbone.text_features(Vocabulary.of("owl, fox"))
-    monkeypatch.setattr(text, "CACHE", 3)
+    monkeypatch.setattr(clip_text, "CACHE", 3)
     monkeypatch.setattr(backbone.text, "encode", None)  # must not be called again
     torch.testing.assert_close(backbone.text_features(Vocabulary.of("fox, owl")), first.flip(0))
     monkeypatch.undo()
-    monkeypatch.setattr(text, "CACHE", 3)
+    monkeypatch.setattr(clip_text, "CACHE", 3)
     backbone.text_features(Vocabulary.of("a1, a2, a3, a4, a5"))  # more than the cache holds
     assert len(backbone.text._known) == 3
 

@@ -110,7 +110,7 @@ def test_the_appendix_reads_results(clone: Path) -> None:
 
 
 def test_the_digest_sees_numbers_and_no_times(tmp_path: Path) -> None:
-    from ovss import results
+    from ovss.reporting import results
 
     def digest(miou: float, ms: float) -> str:
         common = {"experiment": "e", "row": "a", "dataset": "d", "protocol": "p"}
@@ -243,7 +243,7 @@ def test_the_readme_says_so_when_nothing_was_measured(tmp_path: Path) -> None:
 
 
 def test_the_readme_table_has_a_row_per_method_and_a_column_per_data_set(tmp_path: Path) -> None:
-    from ovss import results
+    from ovss.reporting import results
 
     common = {"experiment": "cliper-table1", "protocol": "mmseg", "images": 9, "profile": "lab"}
     cells = [("clip", "lab-20", 10.04), ("cliper", "lab-20", 30.0), ("cliper", "lab-all", 40.0)]

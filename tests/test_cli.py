@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovss import __version__, cli, results
+from ovss import __version__, cli
 from ovss.methods import METHODS
+from ovss.reporting import results
 from test_evaluate import environment
 from toys import colour_of, toy_segmenter
 

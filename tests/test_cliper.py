@@ -17,7 +17,7 @@ from ovss.backbones.clip import ClipBackbone
 from ovss.decide import Argmax, CliperRule
 from ovss.errors import OvssError, UnknownNameError
 from ovss.methods.cliper import Cliper, FusedMaps, affinity, cut, sinkhorn
-from ovss.methods.configs import CONFIGS
+from ovss.methods.cliper_configs import CONFIGS
 
 WORDS = Vocabulary((("cat", "kitten"), ("dog",), ("tree",)), ("sky",))
 VARIANTS = ("paper", "official-2024", "official")

@@ -15,7 +15,8 @@ import ovss
 from clips import noise, save_clip
 from diffusions import save_diffusion
 from ovss.backbones.clip import ClipBackbone
-from ovss.backbones.diffusion import DiffusionBackbone, LazyMap
+from ovss.backbones.diffusion import DiffusionBackbone
+from ovss.backbones.diffusion.backbone import LazyMap
 from ovss.errors import OvssError, UnknownNameError
 from ovss.methods.cliper import Cliper
 from ovss.refine import compensation

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from ovss.datasets import DATASETS, open_dataset, read_batches
-from ovss.datasets.voc import read_words
+from ovss.datasets.base import read_words
 from ovss.errors import DatasetError, UnknownNameError
-from ovss.metrics import BACKGROUND, IGNORE
+from ovss.labels import BACKGROUND, IGNORE
 from toys import make_voc, save_mask
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovss.decide import Argmax, CliperRule, PerClassRule, Rule, Threshold, decide
-from ovss.metrics import BACKGROUND
+from ovss.labels import BACKGROUND
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "cliper_decide.npz")
 CASES = ("c1_p16", "c2_p14")

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from clips import noise
 from diffusions import save_diffusion
-from ovss.backbones import mixed, registry, strips
-from ovss.backbones.diffusion import LAYERS, DiffusionBackbone
+from ovss.backbones import registry
+from ovss.backbones.diffusion import DiffusionBackbone, mixed, vae_tiling
+from ovss.backbones.diffusion.backbone import LAYERS
 from ovss.errors import CheckpointError, OvssError, UnknownNameError
 
 
@@ -189,7 +190,7 @@ def test_strips_are_the_whole_encoder(
     batch, height, width = shape
     pixels = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0)) + 3
     before = pixels.clone()
-    ours = strips.encode(backbone.vae, pixels, positions)
+    ours = vae_tiling.encode(backbone.vae, pixels, positions)
     with torch.no_grad():
         exact = backbone.vae.encode(pixels).latent_dist.mean
     torch.testing.assert_close(ours, exact, atol=1e-5, rtol=1e-5)
@@ -200,7 +201,7 @@ def test_large_means_cost_the_statistics_of_strips_no_digits(backbone: Diffusion
     pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)) + 100
     with torch.no_grad():
         exact = backbone.vae.encode(pixels).latent_dist.mean
-    torch.testing.assert_close(strips.encode(backbone.vae, pixels), exact, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(vae_tiling.encode(backbone.vae, pixels), exact, atol=1e-4, rtol=1e-4)
 
 
 def test_other_encoders_run_as_diffusers_runs_them(backbone: DiffusionBackbone) -> None:
@@ -213,7 +214,7 @@ def test_other_encoders_run_as_diffusers_runs_them(backbone: DiffusionBackbone) 
         block_out_channels=(32, 32),
         norm_num_groups=32,
     ).eval()
-    assert strips.supported(backbone.vae) and not strips.supported(vae)
+    assert vae_tiling.supported(backbone.vae) and not vae_tiling.supported(vae)
     pixels = torch.rand(1, 3, 16, 16)
     with torch.no_grad():
         expected = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor

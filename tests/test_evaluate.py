@@ -19,11 +19,13 @@ import torch
 
 import ovss
 from conftest import REPOSITORY
-from ovss import Result, Segmenter, Vocabulary, metrics
+from ovss import Result, Segmenter, Vocabulary
 from ovss.datasets import Sample, VocDataset, open_dataset
 from ovss.decide import Threshold
 from ovss.errors import DatasetError, OvssError
-from ovss.journal import ResumeError, open_journal
+from ovss.evaluation import metrics
+from ovss.evaluation.journal import ResumeError, open_journal
+from ovss.labels import BACKGROUND
 from ovss.provenance import describe, find
 from toys import ColourMethod, toy_segmenter
 
@@ -140,7 +142,7 @@ class Empty:
     def __getitem__(self, index: int) -> Sample:
         from PIL import Image
 
-        return Sample("a", Image.new("RGB", (4, 3)), np.full((3, 4), metrics.BACKGROUND))
+        return Sample("a", Image.new("RGB", (4, 3)), np.full((3, 4), BACKGROUND))
 
 
 def test_an_image_without_classes_is_all_background(segmenter: Segmenter) -> None:
@@ -258,7 +260,7 @@ def test_a_strange_file_is_not_overwritten(voc: Path, segmenter: Segmenter, tmp_
 def test_two_processes_do_not_share_a_folder(
     voc: Path, segmenter: Segmenter, tmp_path: Path
 ) -> None:
-    holder = "import sys; from ovss.journal import open_journal\n"
+    holder = "import sys; from ovss.evaluation.journal import open_journal\n"
     holder += "with open_journal(sys.argv[1], {}): print('held', flush=True); sys.stdin.read()"
     process = subprocess.Popen(
         [sys.executable, "-c", holder, str(tmp_path)],

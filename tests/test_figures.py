@@ -13,8 +13,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ovss import figures
-from ovss.metrics import BACKGROUND, IGNORE
+from ovss.labels import BACKGROUND, IGNORE
+from ovss.reporting import figures
 
 IMAGE = Image.fromarray(np.full((20, 30, 3), 90, dtype=np.uint8))
 LABELS = np.full((20, 30), BACKGROUND)

@@ -12,7 +12,7 @@ from torch import Tensor
 from clips import noise
 from itms import MEAN, STD, byte_pairs, save_albef, wordpiece
 from ovss.backbones.itm import ItmBackbone
-from ovss.backbones.itm_networks import Blip, BridgeTower, Network
+from ovss.backbones.itm.networks import Blip, BridgeTower, Network
 
 
 def blip_large(folder: Path) -> ItmBackbone:

@@ -12,7 +12,7 @@ import ovss
 from ovss import cli, paths
 from ovss.backbones.clip import ClipBackbone
 from ovss.datasets import open_dataset
-from ovss.lab.pretrain import measure
+from ovss.lab.pretrain.clip import measure
 from ovss.lab.scenes import STUFF_NAMES, THING_NAMES
 
 SCENE = paths.data("lab", "JPEGImages", "val_0000.jpg")

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from ovss.backbones.dino import DinoBackbone
-from ovss.lab.pretrain import dino as recipe_file
-from ovss.lab.pretrain.crops import blobs, crops, jitter
-from ovss.lab.pretrain.dino import MODEL, Recipe, Scenes, Trainer, train
-from ovss.lab.pretrain.distil import Pair, class_loss, cross_entropy
-from ovss.lab.pretrain.inside import inside_share, majority
-from ovss.lab.pretrain.patches import neighbours
+from ovss.lab.pretrain.attention_in_mask import inside_share, majority
+from ovss.lab.pretrain.dino import train as recipe_file
+from ovss.lab.pretrain.dino.crops import blobs, crops, jitter
+from ovss.lab.pretrain.dino.distil import Pair, class_loss, cross_entropy
+from ovss.lab.pretrain.dino.measure import neighbours
+from ovss.lab.pretrain.dino.train import MODEL, Recipe, Scenes, Trainer, train
 
 TINY = Recipe(
     images=16, batch=4, small=2, prototypes=16, evaluate_every=8, curve_scenes=2, card_scenes=2

@@ -16,11 +16,12 @@ import torch
 from ovss import paths
 from ovss.backbones.clip import ClipBackbone
 from ovss.backbones.itm import ItmBackbone
-from ovss.lab.pretrain import itm
-from ovss.lab.pretrain.itm_loss import contrast, doubting, fits, hard_negatives, matching
-from ovss.lab.pretrain.itm_models import DEPTH, Blip, BridgeTower
-from ovss.lab.pretrain.itm_recipe import TALKATIVE, Batches, Recipe, Stage
-from ovss.lab.pretrain.itm_words import (
+from ovss.lab.pretrain.clip.views import normalise
+from ovss.lab.pretrain.itm import train as itm
+from ovss.lab.pretrain.itm.losses import contrast, doubting, fits, hard_negatives, matching
+from ovss.lab.pretrain.itm.models import DEPTH, Blip, BridgeTower
+from ovss.lab.pretrain.itm.recipe import TALKATIVE, Batches, Recipe, Stage
+from ovss.lab.pretrain.itm.words import (
     CONTENT,
     changed,
     content,
@@ -29,7 +30,6 @@ from ovss.lab.pretrain.itm_words import (
     swap,
     tags,
 )
-from ovss.lab.pretrain.views import normalise
 from ovss.lab.scenes import THING_NAMES, render
 
 TINY = Recipe(

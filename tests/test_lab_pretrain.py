@@ -15,11 +15,11 @@ from torch.nn.functional import avg_pool2d, cross_entropy, normalize
 from ovss.backbones.clip import ClipBackbone
 from ovss.errors import CheckpointError, OvssError
 from ovss.lab import cards, zoo
-from ovss.lab.pretrain import clip as recipe_file
-from ovss.lab.pretrain.clip import Trainer, train
-from ovss.lab.pretrain.recipe import MODEL, Batches, Recipe, Stage
-from ovss.lab.pretrain.text import train_tokenizer
-from ovss.lab.pretrain.views import MEAN, STD, Views, contrastive_loss, normalise
+from ovss.lab.pretrain.clip import train as recipe_file
+from ovss.lab.pretrain.clip.recipe import MODEL, Batches, Recipe, Stage
+from ovss.lab.pretrain.clip.tokenizer import train_tokenizer
+from ovss.lab.pretrain.clip.train import Trainer, train
+from ovss.lab.pretrain.clip.views import MEAN, STD, Views, contrastive_loss, normalise
 from ovss.lab.scenes import World
 from ovss.methods.dense_clip import DenseClip
 

@@ -12,10 +12,10 @@ from diffusers.models.attention_processor import Attention
 
 from ovss.backbones.diffusion import DiffusionBackbone
 from ovss.errors import OvssError
-from ovss.lab.pretrain import sd_model
-from ovss.lab.pretrain.sd import Latent, Trainer, train, unit
-from ovss.lab.pretrain.sd_attention import attending, context, supervised
-from ovss.lab.pretrain.sd_recipe import Batches, Recipe, Stage, describe, tokenize
+from ovss.lab.pretrain.sd import model as sd_model
+from ovss.lab.pretrain.sd.attention import attending, context, supervised
+from ovss.lab.pretrain.sd.recipe import Batches, Recipe, Stage, describe, tokenize
+from ovss.lab.pretrain.sd.train import Latent, Trainer, train, unit
 from ovss.lab.scenes import STUFF_NAMES, render
 
 TINY = Recipe(

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ovss import metrics
-from ovss.metrics import BACKGROUND, IGNORE
+from ovss.evaluation import metrics
+from ovss.labels import BACKGROUND, IGNORE
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "cliper_decide.npz")
 # A 4x4 image with classes cat = 0, grass = 1; B background, I ignored.

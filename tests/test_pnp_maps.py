@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ovss.labels import BACKGROUND
 from ovss.methods.pnp_maps import (
     aggregate,
     cut,
@@ -17,7 +18,6 @@ from ovss.methods.pnp_maps import (
     select,
     with_background,
 )
-from ovss.metrics import BACKGROUND
 
 NOTHING = torch.zeros(3, 3, dtype=torch.bool)
 

@@ -17,11 +17,11 @@ from clips import noise
 from itms import save_blip, save_bridgetower
 from ovss import Segmenter, Vocabulary, cli
 from ovss.backbones.itm import ItmBackbone, Matching, Prompt
-from ovss.counting import Run
 from ovss.errors import OvssError, UnknownNameError
+from ovss.evaluation.counting import Run
+from ovss.labels import BACKGROUND
 from ovss.methods.pnp_configs import CONFIGS, SOLUTIONS_ON, unsearched
 from ovss.methods.pnp_ovss import PnpOvss
-from ovss.metrics import BACKGROUND
 from ovss.provenance import describe
 from ovss.refine.crf import DenseCrf
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ovss import formula, paths, published
+from ovss import paths
 from ovss.errors import OvssError, UnknownNameError
+from ovss.reporting import cell_arithmetic, published
 
 # Counted by hand in the papers: rows, columns, cells printed as a dash or left blank.
 TABLES = {
@@ -171,7 +172,7 @@ def test_cells_are_clean(paper: str) -> None:
 def test_scores_are_percentages(paper: str) -> None:
     frame = published.load(paper)
     score = frame["metric"].str.contains("IoU|^mAP$|^F1$|^P$|^R$|^gain$") & (frame["value"] != "")
-    values = [formula.number(value)[0] for value in frame.loc[score, "value"]]
+    values = [cell_arithmetic.number(value)[0] for value in frame.loc[score, "value"]]
     assert values
     assert all(0 < value < 100 for value in values)
 
@@ -181,7 +182,7 @@ def test_no_digit_has_changed() -> None:
     for paper, frame in ((p, published.load(p)) for p in published.PAPERS):
         for table, cells in frame.groupby("table"):
             kept = cells[cells["metric"].str.contains("IoU|^mAP$|^F1$|^P$|^R$|^gain$")]
-            numbers = [formula.number(v)[0] for v in kept["value"] if v]
+            numbers = [cell_arithmetic.number(v)[0] for v in kept["value"] if v]
             if numbers:
                 totals[f"{paper} {table}"] = round(sum(numbers), 2)
     assert totals == TOTALS
@@ -238,7 +239,7 @@ def test_a_wrong_digit_is_noticed(editable: Path, file: str, cell: str, wrong: s
 
 def test_the_page_is_the_generated_one() -> None:
     page = paths.root() / "book" / "appendix" / "sums.md"
-    assert page.read_text(encoding="utf-8") == published.sums_page(), "python -m ovss.published"
+    assert page.read_text(encoding="utf-8") == published.sums_page(), "python tools/sums_page.py"
 
 
 def test_the_page_lists_every_disagreement() -> None:

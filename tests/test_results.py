@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ovss import metrics, paths, results
-from ovss.claims import Cell, Claim, claims_table, judge, paired_difference, worded
+from ovss import paths
 from ovss.errors import OvssError
-from ovss.metrics import Difference
-from ovss.result import Result
-from ovss.results import COLUMNS, Counts, ResultsError
+from ovss.evaluation import metrics
+from ovss.evaluation.metrics import Difference
+from ovss.evaluation.result import Result
+from ovss.reporting import results
+from ovss.reporting.claims import Cell, Claim, claims_table, judge, paired_difference, worded
+from ovss.reporting.results import COLUMNS, Counts, ResultsError
 
 
 def result(hit: float = 0.7, seed: int = 0, images: int = 40, **changes: Any) -> Result:

@@ -16,7 +16,7 @@ import ovss
 from ovss import Segmentation, Segmenter, Vocabulary
 from ovss.decide import Argmax, CliperRule, Threshold
 from ovss.errors import ImageError, OvssError, UnknownNameError, VocabularyError
-from ovss.palette import palette
+from ovss.labels import palette
 from ovss.segmentation import NAMES_KEY
 from toys import ColourMethod, colour_of
 

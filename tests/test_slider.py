@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovss import figures
 from ovss.errors import OvssError
-from ovss.slider import Slider
+from ovss.reporting import figures
+from ovss.reporting.slider import Slider
 
 IMAGE = Image.fromarray(np.full((20, 30, 3), 90, dtype=np.uint8))
 TAGS = list[tuple[str, dict[str, str | None]]]

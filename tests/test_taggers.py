@@ -20,9 +20,9 @@ from conftest import REPOSITORY
 from ovss import OvssError, Segmenter, Vocabulary, cli
 from ovss.backbones.clip import ClipBackbone
 from ovss.datasets import Sample, open_dataset
-from ovss.datasets.voc import read_words
+from ovss.datasets.base import read_words
 from ovss.errors import UnknownNameError
-from ovss.journal import ResumeError
+from ovss.evaluation.journal import ResumeError
 from ovss.methods import METHODS
 from ovss.taggers import ClipTagger, Oracle, PublishedAnswers, Tagger, find_tagger
 from ovss.taggers.answers import Answer, read_answer

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ovss import Segmenter, Vocabulary
 from ovss.decide import Threshold
-from ovss.palette import palette
+from ovss.labels import palette
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def colour_of(word: str) -> list[int]:
 
 def make_voc(root: Path, images: int, seed: int = 0) -> Path:
     """Write VOCdevkit/VOC2012 with palette masks that have 255 borders, as the real one has."""
-    from ovss.datasets.voc import read_words
+    from ovss.datasets.base import read_words
 
     base, names = root / "VOCdevkit" / "VOC2012", read_words("voc21")
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):

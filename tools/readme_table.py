@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ovss import paths, results
+from ovss import paths
+from ovss.reporting import results
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"

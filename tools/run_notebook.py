@@ -1,7 +1,7 @@
 """Execute one notebook: Markdown source + profile -> executed .ipynb.
 
 The output appears only when every cell has run; a failed run leaves NAME.failed.ipynb beside it.
-The profile is checked before (`python -m ovss.profiles`): papermill lets unknown keys pass.
+The profile is checked before (`tools/check_profile.py`): papermill lets unknown keys pass.
 """
 
 from __future__ import annotations

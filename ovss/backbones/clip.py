@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import ImageError
 from ..vocabulary import Vocabulary
-from .blocks import (
+from .clip_blocks import (
     add_residuals,
     attention_pairs,
     merge_heads,
@@ -29,11 +29,11 @@ from .blocks import (
     run_block,
     softmax_map,
 )
+from .clip_text import TextEncoder
 from .devices import find_device
-from .text import TextEncoder
 
 if TYPE_CHECKING:
-    from .loading import Tokenize
+    from .clip_loading import Tokenize
 
 Embedded = tuple[Iterable[Tensor], Tensor]  # outputs of the last block [B, 1+L, E], attention
 MAX_TOKENS = 4096  # an attention map is quadratic in them: 0.8 GB for the 12 heads of a ViT-B
@@ -100,7 +100,7 @@ class ClipBackbone:
             CheckpointError, UnknownNameError: see `loading.load_clip`.
             OvssError: there is no such device here.
         """
-        from .loading import load_clip  # open_clip takes seconds to import
+        from .clip_loading import load_clip  # open_clip takes seconds to import
 
         place = find_device(device)
         found = load_clip(source)

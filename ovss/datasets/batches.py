@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from .voc import Dataset, Sample
+from .base import Dataset, Sample
 
 Batch = tuple[Sequence[int], list[Sample]]
 AHEAD = 2  # batches that are being read while one is being worked on

@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .. import paths
-from ..errors import DatasetError, ImageError, UnknownNameError
+from ..errors import DatasetError, ImageError
 from ..images import read_image
-from ..metrics import BACKGROUND, IGNORE
+from ..labels import BACKGROUND, IGNORE
 from ..vocabulary import Vocabulary
-
-IntArray = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image with its ground truth: labels [H, W] int64, -1 background, -2 ignored."""
-
-    id: str
-    image: Image.Image
-    target: IntArray
-
-
-class Dataset(Protocol):
-    """What `evaluate` needs of a benchmark."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def split(self) -> str: ...
-    @property
-    def ids(self) -> tuple[str, ...]: ...
-    @property
-    def names(self) -> tuple[str, ...]: ...
-    @property
-    def vocabulary(self) -> Vocabulary: ...
-    @property
-    def has_background(self) -> bool: ...
-    @property
-    def protocol(self) -> str: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Sample: ...
+from .base import IntArray, Sample, read_words
 
 
 @dataclass(frozen=True)
@@ -73,20 +39,6 @@ class Spec:
     zero: int = BACKGROUND
     home: str | None = None
     below: tuple[str, ...] = ("",)
-
-
-VOC_BELOW = ("", "VOC2012", "VOCdevkit/VOC2012")
-LAB_THINGS, LAB_STUFF, LAB_COLOURS = "lab-things", "lab-stuff", "lab-colours"
-DATASETS: dict[str, Spec] = {
-    "voc21": Spec("SegmentationClass", ("voc21",), below=VOC_BELOW),
-    "voc20": Spec("SegmentationClass", ("voc20",), zero=IGNORE, below=VOC_BELOW),
-    "lab-21": Spec("SegmentationClass", (LAB_THINGS,), background_words=LAB_STUFF, home="lab"),
-    "lab-20": Spec("SegmentationClass", (LAB_THINGS,), zero=IGNORE, home="lab"),
-    "lab-all": Spec("SegmentationStuff", (LAB_THINGS, LAB_STUFF), zero=IGNORE, home="lab"),
-    "lab-attributes": Spec(
-        "SegmentationAttribute", (LAB_COLOURS, LAB_THINGS), product=True, zero=IGNORE, home="lab"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -176,53 +128,6 @@ class VocDataset:
                 f"{path} holds the label {wrong}, {self.name} ends at {len(self.names)}"
             )
         return target
-
-
-def open_dataset(
-    name: str, root: str | os.PathLike[str] | None = None, split: str = "val"
-) -> VocDataset:
-    """A benchmark by name.
-
-    Args:
-        name: a key of DATASETS.
-        split: which list of images to read.
-        root: the folder it lies in (or, for VOC, a folder above it); the lab's benchmarks are
-            in the repository.
-
-    Raises:
-        UnknownNameError: no such benchmark; the message lists the known ones.
-        DatasetError: the folder is missing; the message shows the layout expected.
-    """
-    if name not in DATASETS:
-        raise UnknownNameError.of("data set", name, DATASETS)
-    spec = DATASETS[name]
-    dataset = VocDataset(name, _find_root(spec, root), split, spec)
-    for folder in ("JPEGImages", spec.masks):
-        if not (dataset.root / folder).is_dir():
-            raise DatasetError(f"no folder {dataset.root / folder}; {dataset.layout()}")
-    if not dataset.ids:
-        raise DatasetError(f"the split {split!r} of {name} is empty")
-    return dataset
-
-
-def read_words(name: str) -> tuple[str, ...]:
-    """The names in `data/vocabularies/<name>.txt`, one a line."""
-    path = paths.data("vocabularies", f"{name}.txt")
-    if not path.is_file():
-        raise DatasetError(f"no vocabulary {path}")
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return tuple(line for line in lines if line)
-
-
-def _find_root(spec: Spec, root: str | os.PathLike[str] | None) -> Path:
-    if root is not None:
-        base = Path(root).expanduser()
-    elif spec.home is not None:
-        base = paths.data(spec.home)
-    else:
-        base = Path("<root>")
-    options = [base / part for part in spec.below]
-    return next((option for option in options if (option / "JPEGImages").is_dir()), options[-1])
 
 
 def _read_mask(path: Path) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ovss import paths
 from ovss.lab.scenes import COLOUR_NAMES, STUFF_NAMES, THING_NAMES, Scene, Split, render
-from ovss.palette import palette
+from ovss.labels import palette
 
 SIDE = 128
 COUNTS: dict[Split, int] = {"val": 400, "tune": 150}

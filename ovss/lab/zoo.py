@@ -12,7 +12,10 @@ import torch
 
 from ovss import paths
 from ovss.errors import OvssError
-from ovss.lab.pretrain import clip, dino, itm, sd
+from ovss.lab.pretrain.clip import train as clip
+from ovss.lab.pretrain.dino import train as dino
+from ovss.lab.pretrain.itm import train as itm
+from ovss.lab.pretrain.sd import train as sd
 
 RECIPES: dict[str, Callable[[Path, str], None]] = {
     "clip": clip.train,

@@ -23,13 +23,13 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..backbones.blocks import attention_pairs
 from ..backbones.clip import ClipBackbone, ClipFeatures
+from ..backbones.clip_blocks import attention_pairs
 from ..errors import OvssError, UnknownNameError
 from ..refine.compensation import THRESHOLD, Compensation
 from ..segmenter import Refiner
 from ..vocabulary import Vocabulary
-from .sliding import Windows, check_window, spread
+from .cliper_sliding import Windows, check_window, spread
 
 VARIANTS = ("paper", "official-2024", "official")
 

@@ -18,8 +18,8 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..backbones.blocks import attention_pairs
 from ..backbones.clip import ClipBackbone, ClipFeatures
+from ..backbones.clip_blocks import attention_pairs
 from ..errors import UnknownNameError
 from ..vocabulary import Vocabulary
 

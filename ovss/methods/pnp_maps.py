@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..metrics import BACKGROUND
+from ..labels import BACKGROUND
 from ..refine.blur import stretch
 
 Words = Sequence[Sequence[int]]

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..backbones.itm import ItmBackbone, Prompt
 from ..errors import OvssError, UnknownNameError
-from ..metrics import BACKGROUND
+from ..labels import BACKGROUND
 from ..refine.blur import Blur, stretch
 from ..refine.crf import DenseCrf
 from ..segmenter import Refiner

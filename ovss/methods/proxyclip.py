@@ -23,8 +23,8 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..backbones.blocks import merge_heads
 from ..backbones.clip import ClipBackbone, ClipFeatures
+from ..backbones.clip_blocks import merge_heads
 from ..backbones.dino import DinoBackbone
 from ..errors import OvssError
 from ..vocabulary import Vocabulary

@@ -23,7 +23,8 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ..backbones.diffusion import LAYERS, STEP, DiffusionBackbone, LazyMap
+from ..backbones.diffusion import DiffusionBackbone
+from ..backbones.diffusion.backbone import LAYERS, STEP, LazyMap
 from ..decide import upsample
 from ..errors import OvssError, UnknownNameError
 

@@ -31,7 +31,6 @@ INSTALL = (
     'pip install "cython<3" setuptools wheel && '
     "CYTHON_FORCE_REGEN=1 pip install --pre --no-build-isolation pydensecrf"
 )
-WITHOUT = "crf=None (--no-crf)"
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 

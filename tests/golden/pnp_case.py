@@ -16,8 +16,9 @@ from itm import Case
 from outcome import Outcome, Skipped
 from pnp_numbers import SIZES, class_numbers, count, metrics_of
 
-from ovss import Segmenter, Vocabulary, metrics
+from ovss import Segmenter, Vocabulary
 from ovss.errors import OvssError
+from ovss.evaluation import metrics
 from ovss.methods import pnp_maps
 from ovss.methods.pnp_configs import CONFIGS
 from ovss.methods.pnp_ovss import Pass, PnpOvss

@@ -13,7 +13,7 @@ from outcome import Outcome, Skipped
 from PIL import Image
 from pnp_numbers import count, metrics_of
 
-from ovss import metrics
+from ovss.evaluation import metrics
 from ovss.methods.pnp_maps import merge
 from ovss.refine.blur import Blur, stretch
 from ovss.refine.crf import DenseCrf

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ovss import metrics
+from ovss.evaluation import metrics
+from ovss.labels import IGNORE
 from ovss.taggers.published import COCO_IDS
 
 Array = np.ndarray[Any, Any]
@@ -22,7 +23,7 @@ def class_numbers(data: str, places: Sequence[int]) -> list[int]:
 def count(truth: Array, found: Array, size: int) -> Array:
     """Confusion matrix [n, n] of labels 0 ... n-1; the truth's other values do not count."""
     target, label = truth.astype(np.int64) - 1, found.astype(np.int64) - 1
-    target = np.where((target >= -1) & (target < size - 1), target, metrics.IGNORE)
+    target = np.where((target >= -1) & (target < size - 1), target, IGNORE)
     return metrics.confusion(label, target, size - 1)
 
 

@@ -10,7 +10,7 @@ import open_clip
 import torch
 from safetensors.torch import load_file
 
-from ovss.backbones.text import TextEncoder
+from ovss.backbones.clip_text import TextEncoder
 
 Array = np.ndarray[Any, Any]
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ovss import metrics
 from ovss.decide import CliperRule
+from ovss.evaluation import metrics
+from ovss.labels import IGNORE
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -50,7 +51,7 @@ def histogram(inputs: Arrays, rest: list[str], golden: Arrays) -> Array:
     truth, found = (inputs[name].astype(np.int64) for name in ("metric_gt", "metric_pred"))
     classes = len(inputs["fg_text_features"])
     kept = ~np.isin(truth, ignored) & (truth <= classes)
-    target = np.where(kept, truth - 1, metrics.IGNORE)
+    target = np.where(kept, truth - 1, IGNORE)
     images = (target, target[::-1, ::-1])
     return np.sum([metrics.confusion(found - 1, image, classes) for image in images], 0)
 

@@ -9,7 +9,7 @@ import torch
 
 import ovss
 from ovss.backbones.registry import ZOO
-from ovss.datasets.voc import open_dataset
+from ovss.datasets import open_dataset
 from ovss.lab.scenes import render
 from ovss.methods import METHODS
 

@@ -16,7 +16,8 @@ from einops import rearrange
 from torch import Tensor
 
 from ovss.backbones.clip import ClipBackbone
-from ovss.backbones.diffusion import LAYERS, STEP, DiffusionBackbone
+from ovss.backbones.diffusion import DiffusionBackbone
+from ovss.backbones.diffusion.backbone import LAYERS, STEP
 
 LOGIT_SCALE, CUT, THRESHOLD, EPSILON = 100.0, 0.2, 0.1, 1e-5
 

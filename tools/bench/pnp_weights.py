@@ -9,8 +9,8 @@ import torch
 from weights import fill
 
 from ovss.backbones.itm import ItmBackbone
-from ovss.backbones.itm_loading import MEAN, STD
-from ovss.backbones.itm_networks import Blip
+from ovss.backbones.itm.loading import MEAN, STD
+from ovss.backbones.itm.networks import Blip
 
 NAMES = ("dog", "person", "sofa")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

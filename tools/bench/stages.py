@@ -13,7 +13,8 @@ import weights
 from PIL import Image
 from torch import Tensor
 
-from ovss.backbones.diffusion import LAYERS, DiffusionBackbone
+from ovss.backbones.diffusion import DiffusionBackbone
+from ovss.backbones.diffusion.backbone import LAYERS
 from ovss.decide import Argmax, decide
 from ovss.methods.cliper import Cliper
 from ovss.refine.compensation import refine

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ovss.backbones import mixed
 from ovss.backbones.clip import ClipBackbone
-from ovss.backbones.diffusion import LAYERS, DiffusionBackbone
+from ovss.backbones.diffusion import DiffusionBackbone, mixed
+from ovss.backbones.diffusion.backbone import LAYERS
 from ovss.lab.scenes import render
 from ovss.methods.cliper import Cliper
 from ovss.vocabulary import Vocabulary

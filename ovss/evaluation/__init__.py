@@ -1,0 +1,1 @@
+"""Counting what a segmenter got right, and what the counts are worth."""

@@ -1,0 +1,1 @@
+"""From counts to results files, tables, figures and verdicts."""

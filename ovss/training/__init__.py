@@ -1,0 +1,1 @@
+"""Training that resumes exactly: what the lab's recipes and trainable methods share."""
