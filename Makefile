@@ -7,6 +7,7 @@ SHELL := bash
 PROFILE ?= lab
 PORT ?= 8000
 MODEL ?=
+DEVICE ?=
 # Notebooks at a time, unless -j says so: one for each core, four at most; on a GPU one.
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 JOBS ?= $(if $(filter paper,$(PROFILE)),1,$(shell echo $$(($(CORES) < 4 ? $(CORES) : 4))))
@@ -20,7 +21,7 @@ help:
 	@echo 'make test                everything that proves it: lint, types, notebooks, site, tests'
 	@echo 'make unit                the unit and golden tests alone'
 	@echo 'make lint                ruff and mypy'
-	@echo 'make zoo [MODEL=clip]    train the miniature networks again (all, or one)'
+	@echo 'make zoo [MODEL=clip] [DEVICE=cpu]  train the miniature networks again (all, or one)'
 	@echo 'make lab-data            render the miniature benchmark under data/lab again'
 	@echo 'make bench               CLIPer, PnP-OVSS against plain transcriptions; ms an image, of every method'
 	@echo 'make env                 the Python environment alone'
@@ -34,14 +35,20 @@ help:
 # The active conda environment if it is named ovss, else .venv. The stamp is written last, so that
 # a half-made environment is made again.
 ifeq ($(CONDA_DEFAULT_ENV),ovss)
-  PREFIX := $(CONDA_PREFIX)
+  # Quoted for the shell: a path may hold blanks and more.
+  BIN := '$(subst ','"'"',$(CONDA_PREFIX))/bin'
+  export PATH := $(CONDA_PREFIX)/bin:$(PATH)
+  export JUPYTER_PATH := $(CONDA_PREFIX)/share/jupyter
   STAMP := build/conda-env
   $(STAMP): pyproject.toml
 	@mkdir -p build
-	@$(PREFIX)/bin/python -m pip install --quiet --no-deps --editable .
+	@$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 else
-  PREFIX := $(CURDIR)/.venv
+  # Relative, so that the checkout may lie anywhere.
+  BIN := .venv/bin
+  export PATH := $(CURDIR)/.venv/bin:$(PATH)
+  export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
   STAMP := .venv/.ovss
   $(STAMP): .venv/.complete pyproject.toml
 	@.venv/bin/python -m pip install -qq --no-deps --no-build-isolation --editable .
@@ -51,19 +58,17 @@ else
 	@touch $@
 endif
 
-PY := $(PREFIX)/bin/python
+PY := $(BIN)/python
 
 # Nothing of the user's home reaches a notebook: no kernels, start-up files, styles or packages.
 export PYTHONNOUSERSITE := 1
 export PYTHONHASHSEED := 0
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP
-export JUPYTER_PATH := $(PREFIX)/share/jupyter
 export JUPYTER_PREFER_ENV_PATH := 1
 export JUPYTER_CONFIG_DIR := $(CURDIR)/build/home/jupyter-config
 export JUPYTER_DATA_DIR := $(CURDIR)/build/home/jupyter-data
 export IPYTHONDIR := $(CURDIR)/build/home/ipython
 export MPLCONFIGDIR := $(CURDIR)/build/home/matplotlib
-export PATH := $(PREFIX)/bin:$(PATH)
 
 .PHONY: env
 env: $(STAMP)
@@ -75,7 +80,12 @@ lock:
 # --- Notebooks -----------------------------------------------------------------------------------
 # What the lab measured is committed under data/results; other profiles than lab and paper write
 # beside their build.
-SOURCES := $(sort $(wildcard notebooks/*/*.md))
+# The longest start first, so that none is left to run alone at the end.
+LONGEST := 2-pnp-ovss/tables-pnp 1-cliper/tables 1-cliper/ablations 2-pnp-ovss/failures \
+    1-cliper/fine-grained-compensation 2-pnp-ovss/reward-search 2-pnp-ovss/gradcam-and-dropout
+ALL_SOURCES := $(sort $(wildcard notebooks/*/*.md))
+FIRST := $(filter $(ALL_SOURCES),$(LONGEST:%=notebooks/%.md))
+SOURCES := $(FIRST) $(filter-out $(FIRST),$(ALL_SOURCES))
 EXECUTED := $(SOURCES:notebooks/%.md=$(BUILD)/notebooks/%.ipynb)
 PARAMETERS := notebooks/profiles/$(PROFILE).yml
 PACKAGE := $(shell find ovss -name '*.py')
@@ -83,7 +93,7 @@ DATA := $(wildcard data/lab/zoo/*/* data/lab/ImageSets/*/* data/published/* data
 ifeq ($(filter $(PROFILE),lab paper),)
   export OVSS_RESULTS := $(CURDIR)/$(BUILD)/results
 endif
-RESULTS := $(or $(OVSS_RESULTS),data/results)/$(PROFILE)
+RESULTS := "$${OVSS_RESULTS:-data/results}/$(PROFILE)"
 ifneq ($(PROFILE),paper)
   export HF_HUB_OFFLINE := 1
 endif
@@ -118,16 +128,13 @@ SITE := $(BUILD)/site/_build/html
 .PHONY: site book serve
 site: $(STAMP)
 	@$(MAKE) --no-print-directory $(PARALLEL) notebooks
-	@$(PY) tools/stage.py $(PROFILE)
-	@rm -rf $(BUILD)/site
-	@$(PREFIX)/bin/jupyter-book build -q -n -W --keep-going --path-output $(BUILD)/site $(BUILD)/book
-	@test -f $(SITE)/index.html
+	@$(PY) tools/build_site.py $(PROFILE)
 
 book: site
 ifeq ($(PROFILE),lab)
 	@$(PY) tools/readme_table.py --write
 endif
-	@echo 'The book: $(CURDIR)/$(SITE)/index.html'
+	@echo "The book: $$PWD/$(SITE)/index.html"
 
 serve: | $(STAMP)
 	@test -f $(SITE)/index.html || { echo 'No site yet: run `make book` first.' >&2; exit 1; }
@@ -137,9 +144,9 @@ serve: | $(STAMP)
 # --- Checks --------------------------------------------------------------------------------------
 .PHONY: lint unit test
 lint: $(STAMP)
-	@$(PREFIX)/bin/ruff check .
-	@$(PREFIX)/bin/ruff format --check .
-	@$(PREFIX)/bin/mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 unit: $(STAMP)
 	@$(PY) -m pytest -m 'not site'
@@ -152,7 +159,7 @@ test: lint
 # --- The lab -------------------------------------------------------------------------------------
 .PHONY: zoo lab-data bench
 zoo: $(STAMP)
-	@$(PY) -m ovss.lab.zoo $(MODEL)
+	@$(PY) -m ovss.lab.zoo $(MODEL) $(if $(DEVICE),--device $(DEVICE))
 
 lab-data: $(STAMP)
 	@$(PY) -m ovss.lab.write

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import readme_table  # noqa: E402
 import results_digest  # noqa: E402
+import run_notebook as run_notebook_tool  # noqa: E402
 import stage  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*/*.md"))
@@ -30,8 +31,8 @@ tools/run_notebook.py)
     cp "$2" "$3" ;;
 tools/results_digest.py)
     cmp -s data/numbers "$3" || cp data/numbers "$3" ;;
--m)
-    grep -q "^profile: " "$3" ;;
+tools/check_profile.py)
+    grep -q "^profile: " "$2" ;;
 *) exit 3 ;;
 esac
 """
@@ -174,20 +175,92 @@ def test_a_half_made_environment_is_made_again(clone: Path) -> None:
     assert not (clone / ".venv/.complete").exists()
 
 
+FRONT = """---
+jupytext:
+  text_representation:
+    format_name: myst
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+---
+"""
+
+
+def run_notebook(source: Path, output: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "tools/run_notebook.py", str(source), str(output)]
+    profile = ["--profile", "notebooks/profiles/smoke.yml"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*command, *profile], cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+
 @pytest.mark.slow
 def test_a_notebook_whose_cell_fails_leaves_no_output(tmp_path: Path) -> None:
     source, output = tmp_path / "bad.md", tmp_path / "bad.ipynb"
-    source.write_text(
-        "---\njupytext:\n  text_representation:\n    format_name: myst\nkernelspec:\n"
-        "  display_name: Python 3\n  name: python3\n---\n\n```{code-cell} python\n1 / 0\n```\n"
-    )
-    command = [sys.executable, "tools/run_notebook.py", source, output]
-    profile = ["--profile", "notebooks/profiles/smoke.yml"]
-    done = subprocess.run([*command, *profile], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "ZeroDivisionError" in done.stderr
+    source.write_text(FRONT + "\n```{code-cell} python\n1 / 0\n```\n")
+    process = run_notebook(source, output)
+    assert "ZeroDivisionError" in process.communicate()[1]
+    assert process.returncode == 1
     assert not output.exists()
     assert (tmp_path / "bad.failed.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (b"", "is empty or holds no code cell"),
+        (FRONT.encode() + b"\nonly prose\n", "is empty or holds no code cell"),
+        (b"```{code-cell} python\n1\n```\n", "begins with no `kernelspec`"),
+        (FRONT.encode() + b"\xff\n", "must be UTF-8"),
+    ],
+)
+def test_a_source_that_is_no_notebook(tmp_path: Path, text: bytes, said: str) -> None:
+    (tmp_path / "odd.md").write_bytes(text)
+    with pytest.raises(run_notebook_tool.NotebookError, match=said):
+        run_notebook_tool.read_source(tmp_path / "odd.md")
+
+
+def test_a_byte_order_mark_does_not_hide_the_header(tmp_path: Path) -> None:
+    text = FRONT + "\n```{code-cell} python\n1\n```\n"
+    (tmp_path / "marked.md").write_text("\ufeff" + text, encoding="utf-8")
+    assert run_notebook_tool.read_source(tmp_path / "marked.md").metadata.kernelspec.name
+
+
+@pytest.mark.slow
+def test_two_builds_at_once_share_a_notebook(tmp_path: Path) -> None:
+    """The second waits and takes what the first has made."""
+    source, output, runs = tmp_path / "page.md", tmp_path / "page.ipynb", tmp_path / "runs"
+    cell = f"import time; time.sleep(2); open({str(runs)!r}, 'a').write('x')"
+    source.write_text(FRONT + f"\n```{{code-cell}} python\n{cell}\n```\n")
+    both = [run_notebook(source, output), run_notebook(source, output)]
+    assert [process.communicate() and process.returncode for process in both] == [0, 0]
+    assert output.exists() and runs.read_text() == "x"
+
+
+@pytest.mark.parametrize("folder", ["my drive", "a#b", "a$b", "Übung 1", "it's (here) & there"])
+def test_a_checkout_may_lie_anywhere(clone: Path, folder: str) -> None:
+    home = clone.parent / folder / "ovss"
+    home.parent.mkdir()
+    shutil.copytree(clone, home, copy_function=shutil.copy2)
+    assert make(home, "notebooks") == (0, ["one.md", "two.md", "board.md"])
+    assert make(home, "notebooks") == (0, [])
+
+
+def test_only_pages_with_a_source_are_staged(tmp_path: Path) -> None:
+    """Not those of a removed source, a failed run or a killed one."""
+    sources, built = tmp_path / "notebooks", tmp_path / "built"
+    for name in ("0-lab/one.md", "profiles/lab.yml"):
+        (sources / name).parent.mkdir(parents=True, exist_ok=True)
+        (sources / name).touch()
+    staged = stage.executed_pages(sources, built)
+    assert staged == {"0-lab/one.ipynb": built / "0-lab" / "one.ipynb"}
+
+
+def test_the_longest_notebooks_start_first_and_exist() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", "")
+    names = re.search(r"^LONGEST := (.*)$", text, re.MULTILINE)
+    assert names
+    assert all((ROOT / "notebooks" / f"{name}.md").is_file() for name in names[1].split())
 
 
 def test_the_lock_pins_everything_by_hash_and_names_no_host() -> None:

@@ -44,6 +44,10 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ("- profile\n", "key: value"),
         ("", "key: value"),
         ("profile: [lab\n", "cannot be read"),
+        ("profile: lab\nlimit: 010\n", "limit: 010 is ambiguous"),
+        ("profile: lab\nlimit: 12:30\n", "limit: 12:30 is ambiguous"),
+        ("profile: lab\nseed: 0x10\n", "seed: 0x10 is ambiguous"),
+        ("profile: lab\nseed: 1\nseed: 2\n", "'seed' is given twice"),
     ],
 )
 def test_wrong_files(tmp_path: Path, text: str, said: str) -> None:

@@ -12,8 +12,6 @@ import yaml
 from ovss.errors import OvssError, ProfileError
 
 NAMES = ("lab", "smoke", "paper")
-
-
 KEYS = {
     "profile": "lab (miniature world), smoke (a handful of images of it) or paper (real ones)",
     "limit": "images per evaluation; null for all",
@@ -30,11 +28,13 @@ def check_parameters(path: str | os.PathLike[str]) -> dict[str, Any]:
         ProfileError: naming the key that is unknown, and the allowed ones.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        values, node = yaml.safe_load(text), yaml.compose(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ProfileError(f"{path} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise ProfileError(f"{path} must hold `key: value` lines, allowed: {', '.join(KEYS)}")
+    _check_spelling(path, node)
     for key, value in values.items():
         if key not in KEYS:
             raise ProfileError(f"{path}: unknown key {key!r}; allowed: {', '.join(KEYS)}")
@@ -53,6 +53,18 @@ def main() -> int:
         print(f"ovss: error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _check_spelling(path: str | os.PathLike[str], node: Any) -> None:
+    """No key twice, and numbers as they look: YAML reads 010 as 8 and 12:30 as 750."""
+    keys = [key.value for key, _ in node.value]
+    for key, value in node.value:
+        if keys.count(key.value) > 1:
+            raise ProfileError(f"{path}: the key {key.value!r} is given twice")
+        if value.tag.endswith(":int") and value.value != str(yaml.safe_load(value.value)):
+            raise ProfileError(
+                f"{path}: {key.value}: {value.value} is ambiguous: write 1, 2, 3 ..."
+            )
 
 
 def _check(path: str | os.PathLike[str], key: str, value: Any) -> None:

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import jupytext
 import nbformat
 import papermill
 import yaml
+from filelock import FileLock
 from papermill.exceptions import PapermillException
 
 
@@ -30,10 +32,12 @@ def main() -> int:
     parser.add_argument("--profile", type=Path, required=True, help="parameters, YAML")
     arguments = parser.parse_args()
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    start = time.monotonic()
+    start, began = time.monotonic(), time.time()
     try:
-        execute(arguments.source, arguments.output, arguments.profile)
-    except PapermillException as error:
+        with FileLock(arguments.output.with_suffix(".lock")):  # two builds at once share the work
+            if not made_since(began, arguments.output):
+                execute(arguments.source, arguments.output, arguments.profile)
+    except (PapermillException, NotebookError) as error:
         print(f"{arguments.source}: failed\n{error}", file=sys.stderr)
         return 1
     print(f"{arguments.source}  {time.monotonic() - start:.0f} s", flush=True)
@@ -47,22 +51,49 @@ def execute(source: Path, output: Path, profile: Path) -> None:
 
     Raises:
         PapermillException: a cell failed.
+        NotebookError: the source is no notebook.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_job()))
     parameters = yaml.safe_load(profile.read_text(encoding="utf-8"))
-    plain = output.with_suffix(".input.ipynb")
     unfinished = output.with_suffix(".failed.ipynb")
-    notebook = jupytext.read(source, fmt="md:myst")
-    jupytext.write(notebook, plain)
+    notebook = read_source(source)
     given = {name: parameters[name] for name in declared(notebook) if name in parameters}
-    try:
-        run(plain, unfinished, given, cwd=source.parent)
-    except PapermillException:
-        output.unlink(missing_ok=True)
-        raise
-    finally:
-        plain.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / output.name
+        jupytext.write(notebook, plain)
+        try:
+            run(plain, unfinished, given, cwd=source.parent)
+        except PapermillException:
+            output.unlink(missing_ok=True)
+            raise
     unfinished.replace(output)
+
+
+class NotebookError(Exception):
+    """A source that is no notebook."""
+
+
+def read_source(source: Path) -> Any:
+    """The notebook in a MyST Markdown file; a byte order mark, as some editors write, is dropped.
+
+    Raises:
+        NotebookError: it is not UTF-8, or holds no code cell or no kernel.
+    """
+    try:
+        text = source.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise NotebookError(f"{source} must be UTF-8: {error}") from None
+    notebook = jupytext.reads(text, fmt="md:myst")
+    if not any(cell.cell_type == "code" for cell in notebook.cells):
+        raise NotebookError(f"{source} is empty or holds no code cell")
+    if "kernelspec" not in notebook.metadata:
+        raise NotebookError(f"{source} begins with no `kernelspec`: copy another's front matter")
+    return notebook
+
+
+def made_since(moment: float, output: Path) -> bool:
+    """Whether another build has made `output` while this one waited for its turn."""
+    return output.exists() and output.stat().st_mtime > moment
 
 
 def declared(notebook: Any) -> list[str]:

@@ -17,17 +17,25 @@ NOTES = {
 
 def main(profile: str) -> None:
     target = Path("build", profile, "book")
-    wanted = pages(Path("book")) | pages(Path("build", profile, "notebooks"), suffix=".ipynb")
-    wanted = {name: path for name, path in wanted.items() if not name.endswith(".failed.ipynb")}
-    copy(wanted, target)
+    executed = executed_pages(Path("notebooks"), Path("build", profile, "notebooks"))
+    copy(pages(Path("book")) | executed, target)
     shutil.copyfile("_toc.yml", target / "_toc.yml")
     (target / "_config.yml").write_text(config(profile), encoding="utf-8")
 
 
-def pages(folder: Path, suffix: str = "") -> dict[str, Path]:
-    """Every file below `folder` with that suffix, by its name in the staged book."""
-    files = (path for path in sorted(folder.rglob(f"*{suffix}")) if path.is_file())
+def pages(folder: Path) -> dict[str, Path]:
+    """Every file below `folder`, by its name in the staged book."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path.relative_to(folder).as_posix(): path for path in files}
+
+
+def executed_pages(sources: Path, folder: Path) -> dict[str, Path]:
+    """The executed notebook of every source, and nothing else that lies in the build's folder.
+
+    Of a source that was removed, and of a run that failed or was killed, files are left there.
+    """
+    names = (path.relative_to(sources).with_suffix(".ipynb") for path in sources.glob("*/*.md"))
+    return {name.as_posix(): folder / name for name in sorted(names)}
 
 
 def copy(wanted: dict[str, Path], target: Path) -> None:
