@@ -20,49 +20,49 @@ CHUNK_VALUES = 2**26  # map values held at once while deciding: 256 MB of float3
 
 
 class Rule(Protocol):
-    """Scores [K, H, W] at image size, and one score per class [K] -> labels [H, W] int64."""
+    """Turn scores [K, H, W] and a score per class [K] into labels [H, W] int64."""
 
     def __call__(self, scores: Tensor, image_scores: Tensor | None = None) -> Tensor: ...
 
 
 class PerClassRule:
-    """A rule in two steps: `prepare` each class map, then `settle` what the best one means."""
+    """Decide in two steps: `transform` each class map, then `finalise` what the best one means."""
 
-    def prepare(self, scores: Tensor, image_scores: Tensor) -> Tensor:
-        """Class maps [k, H, W] with their image scores [k] -> the maps that compete."""
+    def transform(self, scores: Tensor, image_scores: Tensor) -> Tensor:
+        """Transform class maps [k, H, W] with their image scores [k] into those that compete."""
         return scores
 
-    def settle(self, best: Tensor, index: Tensor) -> Tensor:
-        """Best value and its class, both [H, W] -> labels [H, W]."""
+    def finalise(self, best: Tensor, index: Tensor) -> Tensor:
+        """Turn the best value and its class, both [H, W], into labels [H, W]."""
         return index
 
     def __call__(self, scores: Tensor, image_scores: Tensor | None = None) -> Tensor:
         """Labels [H, W] of scores [K, H, W]; without `image_scores` the maxima of the maps."""
         if image_scores is None:
             image_scores = scores.amax((1, 2))
-        best, index = self.prepare(scores, image_scores).max(0)
-        return self.settle(best, index)
+        best, index = self.transform(scores, image_scores).max(0)
+        return self.finalise(best, index)
 
 
 @dataclass(frozen=True)
 class Argmax(PerClassRule):
-    """The best class wins everywhere; there is no background (ties: the first class)."""
+    """Take the best class everywhere; there is no background (ties: the first class)."""
 
 
 @dataclass(frozen=True)
 class Threshold(PerClassRule):
-    """Background where the best score lies below `tau` (`prob_thd` of SCLIP's protocol)."""
+    """Set background where the best score lies below `tau` (`prob_thd` of SCLIP's protocol)."""
 
     tau: float
 
-    def settle(self, best: Tensor, index: Tensor) -> Tensor:
-        """BACKGROUND where `best < tau`."""
+    def finalise(self, best: Tensor, index: Tensor) -> Tensor:
+        """Set BACKGROUND where `best < tau`."""
         return index.masked_fill(best < self.tau, BACKGROUND)
 
 
 @dataclass(frozen=True)
 class CliperRule(PerClassRule):
-    """CLIPer's rule, as its authors' code has it; the paper does not describe it.
+    """Decide as CLIPer's authors' code does; the paper does not describe it.
 
     Attributes:
         score_threshold: a class is kept if its image score is greater.
@@ -77,8 +77,8 @@ class CliperRule(PerClassRule):
     normalize: bool = False
     rescale: bool = True
 
-    def prepare(self, scores: Tensor, image_scores: Tensor) -> Tensor:
-        """Rescale, normalise, gate by the image score, cut at the background threshold."""
+    def transform(self, scores: Tensor, image_scores: Tensor) -> Tensor:
+        """Rescale, normalise, gate by the image score, zero below the background threshold."""
         maps = scores
         if self.rescale:
             maps = maps / (_peak(maps) + 1e-5) * image_scores[:, None, None]
@@ -90,15 +90,15 @@ class CliperRule(PerClassRule):
             maps = maps.masked_fill(maps < self.background_threshold, 0)
         return maps
 
-    def settle(self, best: Tensor, index: Tensor) -> Tensor:
-        """Background where nothing is left, or where its squared complement is the best."""
+    def finalise(self, best: Tensor, index: Tensor) -> Tensor:
+        """Set background where nothing is left, or where its squared complement is the best."""
         if self.background_threshold > 0:
             return index.masked_fill(best == 0, BACKGROUND)
         return index.masked_fill((1 - best) ** 2 >= best, BACKGROUND)
 
 
 def upsample(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear (align_corners=False) from [K, h, w] to [K, H, W]."""
+    """Upsample [K, h, w] bilinearly (align_corners=False) to [K, H, W]."""
     if scores.shape[1:] == size:
         return scores
     return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
@@ -111,7 +111,7 @@ def decide(
     image_scores: Tensor | None = None,
     chunk_values: int = CHUNK_VALUES,
 ) -> Tensor:
-    """Labels [H, W] of scores [K, h, w] on a method's own grid, brought to `size` = (H, W).
+    """Decide labels [H, W] of scores [K, h, w], upsampled to `size` = (H, W).
 
     Args:
         image_scores: one score per class [K]; by default the maxima of the maps on the grid.
@@ -127,11 +127,11 @@ def decide(
     index = torch.zeros(size, dtype=torch.int64, device=scores.device)
     for start in range(0, len(scores), step):
         chunk = slice(start, start + step)
-        maps = rule.prepare(upsample(scores[chunk], size), image_scores[chunk])
+        maps = rule.transform(upsample(scores[chunk], size), image_scores[chunk])
         value, winner = maps.max(0)
         index = torch.where(value > best, winner + start, index)
         best = torch.maximum(best, value)
-    return rule.settle(best, index)
+    return rule.finalise(best, index)
 
 
 def _peak(maps: Tensor) -> Tensor:

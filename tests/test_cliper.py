@@ -16,7 +16,7 @@ from ovss import Vocabulary
 from ovss.backbones.clip import ClipBackbone
 from ovss.decide import Argmax, CliperRule
 from ovss.errors import OvssError, UnknownNameError
-from ovss.methods.cliper import Cliper, FusedMaps, affinity, cut, sinkhorn
+from ovss.methods.cliper import Cliper, FusedMaps, affinity, sinkhorn, threshold
 from ovss.methods.cliper_configs import CONFIGS
 
 WORDS = Vocabulary((("cat", "kitten"), ("dog",), ("tree",)), ("sky",))
@@ -68,7 +68,7 @@ def test_fused_maps_do_not_change_what_they_read() -> None:
 def test_cut_by_hand() -> None:
     maps = torch.tensor([[[1.0, 0.1, 0.3], [0.02, 0.01, 0.001]]])
     expected = torch.tensor([[[1.0, 0.0, 0.3], [0.02, 0.01, 0.0]]])
-    torch.testing.assert_close(cut(maps, 0.2), expected)
+    torch.testing.assert_close(threshold(maps, 0.2), expected)
 
 
 # ---- the variants
@@ -146,7 +146,7 @@ def test_2024_without_early_embeddings_averages_zero_layers(
     early = torch.stack(layers).mean(0)
     found = method.coarse_map(pixels, text, WORDS)
     last = scores(features.inputs[-1], weights[-1])
-    expected = early + (found.attention @ cut(last, 0.2).mT).mT
+    expected = early + (found.attention @ threshold(last, 0.2).mT).mT
     torch.testing.assert_close(found.scores.flatten(2), expected)
 
 

@@ -13,8 +13,8 @@ from clips import noise, save_clip
 from ovss import Vocabulary
 from ovss.backbones.clip import ClipBackbone
 from ovss.errors import OvssError
-from ovss.methods.cliper import Cliper, cut
-from ovss.methods.cliper_sliding import Windows, spread
+from ovss.methods.cliper import Cliper, threshold
+from ovss.methods.cliper_sliding import Windows, propagate
 
 WORDS = Vocabulary((("cat", "kitten"), ("dog",), ("tree",)), ("sky",))
 
@@ -54,7 +54,7 @@ def test_corners_by_hand(
 def test_windows_are_cut_and_averaged_where_they_lie() -> None:
     windows = Windows.over((5, 7), 4, 2)
     pixels = torch.rand(2, 3, 5 * 8, 7 * 8)
-    parts = windows.cut(pixels)
+    parts = windows.crop(pixels)
     assert parts.shape == (2 * len(windows.corners), 3, 32, 32)
     top, left = windows.corners[-1]
     assert torch.equal(parts[-1], pixels[1, :, top * 8 : top * 8 + 32, left * 8 : left * 8 + 32])
@@ -72,7 +72,7 @@ def test_attention_of_a_pair_is_the_mean_over_its_windows() -> None:
 def test_spread_takes_the_transposed_direction_and_survives_empty_rows() -> None:
     logits = torch.tensor([[[1.0, 3.0], [0.0, 2.0]]])  # [1, Q, L]
     attention = torch.tensor([[[1.0, 3.0], [0.0, 0.0]]])
-    (found,) = spread([logits], attention)  # columns: 1/4 and 3/4 of patch 0's logits
+    (found,) = propagate([logits], attention)  # columns: 1/4 and 3/4 of patch 0's logits
     expected = torch.tensor([[[0.25, 0.75], [0.0, 0.0]]]).softmax(1)
     torch.testing.assert_close(found, expected)
 
@@ -110,7 +110,7 @@ def test_one_window_at_a_time(
     mixed = ((total / count).flatten(1, 2).mT @ (rows / rows.sum(-1, keepdim=True))).softmax(1)
     maps = WORDS.reduce((0.5 * mixed + 0.5 * whole.mT.softmax(1))[:, :5, :, None])[..., 0]
     selected = select if fuse else 0
-    maps[selected] = cut(maps[selected], 0.2)
+    maps[selected] = threshold(maps[selected], 0.2)
     expected = maps[selected] @ attended + (maps.mean(0) if fuse else 0)
     (found,) = method.score([image], WORDS)
     torch.testing.assert_close(found.flatten(1), expected, rtol=1e-4, atol=1e-5)

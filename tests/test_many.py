@@ -23,6 +23,7 @@ from ovss.backbones.diffusion import DiffusionBackbone
 from ovss.backbones.itm import ItmBackbone
 from ovss.evaluation.many import choose_on_tune, evaluate_many, evaluate_settings
 from ovss.methods.cliper import Cliper
+from ovss.methods.cliper_cached import CachedCliper
 from ovss.methods.pnp_ovss import PnpOvss
 from ovss.refine.compensation import Compensation
 from ovss.reporting import results
@@ -117,13 +118,13 @@ def test_embeddings_are_made_once_for_equal_readings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    embed = Cliper._embed
+    embed = Cliper.embed
 
     def counted(self: Cliper, features: Any) -> Any:
         made.append(self.variant)
         return embed(self, features)
 
-    monkeypatch.setattr(Cliper, "_embed", counted)
+    monkeypatch.setattr(Cliper, "embed", counted)
     folder = save_clip(tmp_path / "tiny")
     shared, plain = CachedClip.load(folder), ClipBackbone.load(folder)
     readings: tuple[dict[str, Any], ...] = (
@@ -134,7 +135,8 @@ def test_embeddings_are_made_once_for_equal_readings(
         {"attention": "qq"},
     )
     for options in readings:
-        ours, theirs = (Cliper(one, short_side=32, **options) for one in (shared, plain))
+        ours = CachedCliper(shared, short_side=32, **options)
+        theirs = Cliper(plain, short_side=32, **options)
         for image in pictures(2):
             for one, other in zip(
                 ours.score([image], Vocabulary.of("cat, dog")),

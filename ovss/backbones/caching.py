@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .clip import ClipBackbone, ClipFeatures, Embedded
+from .clip import ClipBackbone, ClipFeatures
 from .diffusion import DiffusionBackbone
 from .diffusion.backbone import LAYERS, STEP, LazyMap, Projection
 from .itm import ItmBackbone, Matching, Prompt
@@ -23,17 +23,10 @@ Key = tuple[bytes, int, int, int | bytes]  # image, layer, step, noise
 
 
 @dataclass(frozen=True)
-class RememberedFeatures(ClipFeatures):
-    """Features that many ask for, and what was made of them; both are forgotten together."""
+class CachedFeatures(ClipFeatures):
+    """Features that many ask for, and what was `derived` from them; both are dropped together."""
 
-    made: dict[Any, Embedded] = field(default_factory=dict, repr=False, compare=False)
-
-    def once(self, reading: Any, make: Callable[[], Embedded]) -> Embedded:
-        """What `make` gave when it was first asked for this `reading`."""
-        if reading not in self.made:
-            embeddings, attention = make()
-            self.made[reading] = list(embeddings), attention
-        return self.made[reading]
+    derived: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(eq=False)
@@ -58,7 +51,7 @@ class CachedClip(ClipBackbone):
         for asked, seen, found in self._calls:
             if asked == attention and torch.equal(seen, pixels):
                 return found
-        found = RememberedFeatures(**vars(super().features(pixels, attention=attention)))
+        found = CachedFeatures(**vars(super().features(pixels, attention=attention)))
         self._calls.append((attention, pixels.clone(), found))
         while sum(len(seen) for _, seen, _ in self._calls) > self.capacity:
             self._calls.popleft()

@@ -7,7 +7,7 @@ Tensors are [B, 1+L, D] tokens (the class token first) and [B, heads, 1+L, 1+L] 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,7 +35,6 @@ from .devices import find_device
 if TYPE_CHECKING:
     from .clip_loading import Tokenize
 
-Embedded = tuple[Iterable[Tensor], Tensor]  # outputs of the last block [B, 1+L, E], attention
 MAX_TOKENS = 4096  # an attention map is quadratic in them: 0.8 GB for the 12 heads of a ViT-B
 MAX_ATTENTION = 2**26  # attention values of a block held at once: 256 MB of float32
 
@@ -56,10 +55,6 @@ class ClipFeatures:
     attention: tuple[Tensor | None, ...]
     attention_sum: Tensor | None
     grid: tuple[int, int]
-
-    def once(self, _: Any, make: Callable[[], Embedded]) -> Embedded:
-        """What `make` gives; see `RememberedFeatures`."""
-        return make()
 
 
 @dataclass(eq=False)

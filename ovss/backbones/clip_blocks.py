@@ -24,7 +24,7 @@ ATTENTIONS: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def attention_pairs(attention: str) -> tuple[tuple[str, str], ...]:
-    """The pairs of ATTENTIONS; the papers' spelling with hyphens ("q-q") is understood too."""
+    """Look up an attention's pairs in ATTENTIONS; "q-q", as the papers spell it, is "qq"."""
     name = attention.replace("-", "")
     if name not in ATTENTIONS:
         raise UnknownNameError.of("attention", attention, ATTENTIONS)
@@ -32,14 +32,14 @@ def attention_pairs(attention: str) -> tuple[tuple[str, str], ...]:
 
 
 def run_block(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """A block whose attention map is kept: its output [B, T, D] and the map."""
+    """Run a block and keep its attention map: output [B, T, D], map [B, heads, T, T]."""
     query, key, value = project_heads(block.attn, block.ln_1(tokens), "qkv")
     weights = softmax_map(query, key)
     return add_residuals(block, tokens, merge_heads(block.attn, weights @ value)), weights
 
 
 def project_heads(attn: Any, normed: Tensor, parts: Sequence[str]) -> list[Tensor]:
-    """Rows of the packed input projection: [B, T, D] -> [B, heads, T, d] for each part."""
+    """Project tokens [B, T, D] to queries, keys or values: [B, heads, T, d] for each part."""
     weights = dict(zip("qkv", attn.in_proj_weight.chunk(3), strict=True))
     biases = dict(zip("qkv", attn.in_proj_bias.chunk(3), strict=True))
     projected = (F.linear(normed, weights[part], biases[part]) for part in parts)
@@ -47,16 +47,16 @@ def project_heads(attn: Any, normed: Tensor, parts: Sequence[str]) -> list[Tenso
 
 
 def softmax_map(left: Tensor, right: Tensor) -> Tensor:
-    """softmax(left right^T / sqrt(d)), CLIPer Eq. 2: [B, heads, T, T]."""
+    """Compute softmax(left right^T / sqrt(d)) (CLIPer, Eq. 2): [B, heads, T, T]."""
     return ((left * left.shape[-1] ** -0.5) @ right.mT).softmax(-1)
 
 
 def merge_heads(attn: Any, values: Tensor) -> Tensor:
-    """[B, heads, T, d] -> [B, T, D] through the output projection."""
+    """Merge heads [B, heads, T, d] through the output projection: [B, T, D]."""
     return attn.out_proj(rearrange(values, "b h t d -> b t (h d)"))
 
 
 def add_residuals(block: Any, tokens: Tensor, attended: Tensor) -> Tensor:
-    """CLIPer Eq. 6 and 7: what a block does after its attention."""
+    """Add residual connections and FFN to attended tokens [B, T, D] (CLIPer, Eq. 6 and 7)."""
     tokens = tokens + block.ls_1(attended)
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))

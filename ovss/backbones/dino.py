@@ -60,16 +60,16 @@ class DinoBackbone:
 
     @property
     def patch(self) -> int:
-        """Side of a patch in pixels."""
+        """Give the side of a patch in pixels."""
         return int(self.model.config.patch_size)
 
     @property
     def width(self) -> int:
-        """Channels D of a token."""
+        """Give the channels D of a token."""
         return int(self.model.config.hidden_size)
 
     def preprocess(self, image: Image.Image, height: int, width: int) -> Tensor:
-        """An RGB image -> normalised pixels [3, h, w] on the CPU, rounded to whole patches."""
+        """Resize and normalise an RGB image: [3, h, w] on the CPU, rounded to whole patches."""
         sides = [max(1, round(side / self.patch)) * self.patch for side in (width, height)]
         resized = image.resize((sides[0], sides[1]), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255  # [3, h, w]
@@ -78,7 +78,7 @@ class DinoBackbone:
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, h, w] -> last-layer patch tokens [B, D, h/p, w/p]."""
+        """Compute last-layer patch tokens [B, D, h/p, w/p] of normalised pixels [B, 3, h, w]."""
         pixels = pixels.to(self.device, self.dtype)
         tokens = self.model(pixels, interpolate_pos_encoding=True).last_hidden_state
         height = pixels.shape[2] // self.patch

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..backbones.caching import CachedClip
 from ..backbones.clip import ClipBackbone
 from ..backbones.diffusion import DiffusionBackbone
 from ..backbones.dino import DinoBackbone
@@ -20,6 +21,7 @@ from ..refine.compensation import Compensation
 from ..refine.crf import DenseCrf
 from ..segmenter import Method
 from .cliper import Cliper
+from .cliper_cached import CachedCliper
 from .cliper_configs import CONFIGS, CliperConfig, templates
 from .dense_clip import PRESETS, SUMMARIES, DenseClip
 from .pnp_configs import CONFIGS as PNP_CONFIGS
@@ -71,7 +73,8 @@ def build_cliper(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
         defaults, decision = {**defaults, **_settings(config, options)}, config.rule
     values = {**defaults, **options}
     values["compensation"] = _compensation(values)
-    method = Cliper(backbone, **_method_options(Cliper, values))
+    kind = CachedCliper if isinstance(backbone, CachedClip) else Cliper
+    method = kind(backbone, **_method_options(Cliper, values))
     return method, options.get("decision") or decision
 
 

@@ -29,7 +29,7 @@ from ..errors import OvssError, UnknownNameError
 from ..refine.compensation import THRESHOLD, Compensation
 from ..segmenter import Refiner
 from ..vocabulary import Vocabulary
-from .cliper_sliding import Windows, check_window, spread
+from .cliper_sliding import Windows, check_window, propagate
 
 VARIANTS = ("paper", "official-2024", "official")
 
@@ -53,7 +53,7 @@ class Cliper:
         fuse_features: early embeddings too (lower half of Table 6), or the last ones alone.
         select_layer: "official" only: the layer whose map is propagated, -1 or -2 (per dataset).
         attention_threshold: of that map, relative to each class's maximum; 0.2 in 2024. "official"
-            cuts the diffusion model's attention there too (2024: 0.1; "paper": never).
+            thresholds the diffusion model's attention there too (2024: 0.1; "paper": never).
         logit_scale: factor of the cosine before the softmax (per dataset; unused by "paper").
         mean_background: let the mean of the classes' text features compete as one more background
             query, as both official codes do.
@@ -107,12 +107,12 @@ class Cliper:
 
     @torch.no_grad()
     def score(self, images: Sequence[Image.Image], vocabulary: Vocabulary) -> list[Tensor]:
-        """RGB images of any sizes -> coarse score maps [K, h, w] on the patch grid.
+        """Score RGB images of any sizes: a coarse map [K, h, w] on the patch grid for each.
 
         "paper": cosines in [-1, 1]; else a mean probability plus a propagated one, in [0, 2].
         """
         words = Vocabulary.of(vocabulary, templates=self.templates)
-        text = self.backbone.text_features(words)
+        text = self.backbone.text_features(words)  # [Q, E]
         maps: dict[int, Tensor] = {}
         for indices, pixels in self.backbone.batches(images, self.short_side):
             coarse = self.coarse_map(pixels, text, words)
@@ -121,46 +121,55 @@ class Cliper:
 
     @torch.no_grad()
     def coarse_map(self, pixels: Tensor, text: Tensor, vocabulary: Vocabulary) -> CoarseMap:
-        """Pixels [B, 3, H, W] and text features [Q, E] -> the coarse segmentation map."""
-        queries = self._queries(text, vocabulary)
-        grid = self.backbone.grid(pixels)
-        layers, patches = self._compare(pixels, queries)
-        maps = layers if self.variant == "paper" else [layer.softmax(1) for layer in layers]
+        """Compute the coarse map [B, K, h, w] of pixels [B, 3, H, W] and text features [Q, E]."""
+        if self.variant != "paper" and self.mean_background:
+            text = torch.cat([text, _class_mean(text, vocabulary)])  # [Q+1, E]
+        logits, attention = self.compare(pixels, text)  # N x [B, Q', L], [B, L, L]
+        maps = logits if self.variant == "paper" else [layer.softmax(1) for layer in logits]
         if self.sliding_crop:
-            slid = self._slide(pixels, queries, layers, patches)
-            maps = [(whole + part) / 2 for whole, part in zip(maps, slid, strict=True)]
+            windows = self.slide(pixels, text, logits, attention)  # N x [B, Q', L]
+            maps = [(whole + part) / 2 for whole, part in zip(maps, windows, strict=True)]
         maps = [_of_classes(values, vocabulary) for values in maps]  # N x [B, K, L]
-        scores = self._combine(maps, patches, queries, vocabulary)
-        return CoarseMap(rearrange(scores, "b k (h w) -> b k h w", h=grid[0]), patches)
+        scores = self.combine(maps, attention, text, vocabulary)  # [B, K, L]
+        height = self.backbone.grid(pixels)[0]
+        return CoarseMap(rearrange(scores, "b k (h w) -> b k h w", h=height), attention)
 
-    def _queries(self, text: Tensor, vocabulary: Vocabulary) -> Tensor:
-        """Text features [Q, E]; the classes' mean may compete as one more: [Q', E]."""
-        if self.variant == "paper" or not self.mean_background:
-            return text
-        return torch.cat([text, _class_mean(text, vocabulary)])
+    def compare(self, pixels: Tensor, queries: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Compare every layer's patches with queries [Q', E]: N logits [B, Q', L].
 
-    def _compare(self, pixels: Tensor, queries: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Each input's logits, N x [B, Q', L], and the attention between patches [B, L, L]."""
-        attention: Any = "sum" if self.attention == "fused" else False
-        features = self.backbone.features(pixels, attention=attention)
-        steps = (type(self).inputs, type(self).weights, self.attention, self.fuse_features)
-        readings = (*steps, self.variant == "paper", self.select_layer)
-        embeddings, patches = features.once(readings, lambda: self._embed(features))
-        return [self._logits(embedding, queries) for embedding in embeddings], patches
+        The second result is the attention between patches, averaged over heads: [B, L, L].
+        """
+        fused: Any = "sum" if self.attention == "fused" else False
+        embeddings, attention = self.embed(self.backbone.features(pixels, attention=fused))
+        return [self.logits(embedding, queries) for embedding in embeddings], attention
+
+    def embed(self, features: ClipFeatures) -> tuple[Iterable[Tensor], Tensor]:
+        """Send every layer's tokens through the last block, without FFN and residual connection.
+
+        Gives the output embeddings [B, 1+L, E] of each layer that is not zero, and the last
+        block's attention between patches [B, L, L], whatever the words are.
+        """
+        inputs, weights = self.inputs(features), self.weights(features)
+        last = weights[-1]
+        if isinstance(last, str):
+            # The 2025 code leaves zeros here for select_layer=-2 without early embeddings.
+            tokens = torch.zeros_like(features.inputs[-1]) if inputs[-1] is None else inputs[-1]
+            last = self.backbone.last_map(tokens, last)  # [B, heads, 1+L, 1+L]
+        pairs = [(tokens, k) for k, tokens in enumerate(inputs) if tokens is not None]
+        embeddings = (
+            self.backbone.project(
+                self.backbone.last_attention(tokens, last if k == len(inputs) - 1 else weights[k])
+            )
+            for tokens, k in pairs
+        )
+        return embeddings, last.float().mean(1)[:, 1:, 1:]  # its rows sum to less than 1
 
     def embeddings(self, features: ClipFeatures) -> Tensor:
-        """Output embeddings of all layers' tokens [layers, B, 1+L, E], class token first."""
-        return torch.stack(list(self._embed(features)[0]))
-
-    def _embed(self, features: ClipFeatures) -> tuple[Iterable[Tensor], Tensor]:
-        """Output embeddings and the attention between patches, whatever the words are."""
-        inputs, weights = self.inputs(features), self.weights(features)
-        last = self._last_map(features, inputs[-1], weights[-1])
-        patches = last.float().mean(1)[:, 1:, 1:]  # [B, L, L]: its rows sum to less than 1
-        return self._embeddings(inputs, weights, last), patches
+        """Stack the output embeddings of all layers [N, B, 1+L, E], class token first."""
+        return torch.stack(list(self.embed(features)[0]))
 
     def inputs(self, features: ClipFeatures) -> list[Tensor | None]:
-        """What goes through the last block, [B, 1+L, D] each; None stands for zeros.
+        """Choose what goes through the last block, [B, 1+L, D] each; None stands for zeros.
 
         Paper: F^1 ... F^{N-1}. Code: F^0 ... F^{N-2}, each through its own block's `ln_1` (the
         last block's follows), and F^{N-1}; without early embeddings, zeros in their place.
@@ -176,7 +185,7 @@ class Cliper:
         return [*early, tokens[-1] if len(tokens) - 1 in chosen else None]
 
     def weights(self, features: ClipFeatures) -> Sequence[Tensor | str]:
-        """The last block's attention for each input: a map [B, heads, 1+L, 1+L], or its name."""
+        """Choose the last block's attention for each input: [B, heads, 1+L, 1+L], or its name."""
         layers = len(features.inputs)
         if self.attention != "fused":
             return [self.attention] * layers
@@ -186,72 +195,59 @@ class Cliper:
             return [total / layers] * layers  # Eq. 8: N - 1 maps, divided by N
         return FusedMaps(total, layers)
 
-    def _last_map(
-        self, features: ClipFeatures, tokens: Tensor | None, weights: Tensor | str
-    ) -> Tensor:
-        if isinstance(weights, Tensor):
-            return weights
-        # The 2025 code leaves zeros here for select_layer=-2 without early embeddings.
-        tokens = torch.zeros_like(features.inputs[-1]) if tokens is None else tokens
-        return self.backbone.last_map(tokens, weights)
-
-    def _embeddings(
-        self, inputs: Sequence[Tensor | None], weights: Sequence[Tensor | str], last: Tensor
-    ) -> Iterator[Tensor]:
-        """[B, 1+L, E] for each input that is not zero, without FFN and residual connection."""
-        for k, tokens in enumerate(inputs):
-            if tokens is not None:
-                attention = last if k == len(inputs) - 1 else weights[k]
-                yield self.backbone.project(self.backbone.last_attention(tokens, attention))
-
-    def _logits(self, embedding: Tensor, queries: Tensor) -> Tensor:
-        """[B, 1+L, E] and [Q', E] -> [B, Q', L]: cosines, scaled but for "paper"."""
+    def logits(self, embedding: Tensor, queries: Tensor) -> Tensor:
+        """Compare patches [B, 1+L, E] with queries [Q', E]: cosines [B, Q', L], scaled in code."""
         cosine = F.normalize(embedding[:, 1:].float(), dim=-1) @ queries.float().T  # [B, L, Q']
         return cosine.mT if self.variant == "paper" else (self.logit_scale * cosine).mT
 
-    def _slide(
-        self, pixels: Tensor, queries: Tensor, layers: list[Tensor], patches: Tensor
+    def slide(
+        self, pixels: Tensor, queries: Tensor, logits: list[Tensor], attention: Tensor
     ) -> list[Tensor]:
-        """Each layer's probabilities [B, Q', L] by sliding windows; one window is the image."""
+        """Compare in sliding windows: N probabilities [B, Q', L]; one window is the image."""
         patch = self.backbone.patch
         crop, stride = self.sliding_crop // patch, self.sliding_stride // patch
         windows = Windows.over(self.backbone.grid(pixels), crop, stride)
         if len(windows.corners) > 1:
-            compare = partial(self._compare, queries=queries)
-            layers, patches = windows.compare(compare, pixels, self.backbone.room(windows.size))
-        return spread(layers, patches)
+            compare = partial(self.compare, queries=queries)
+            batch = self.backbone.room(windows.size)
+            logits, attention = windows.compare(compare, pixels, batch)
+        return propagate(logits, attention)
 
-    def _combine(
-        self, maps: list[Tensor], patches: Tensor, queries: Tensor, vocabulary: Vocabulary
+    def combine(
+        self, maps: list[Tensor], attention: Tensor, queries: Tensor, vocabulary: Vocabulary
     ) -> Tensor:
-        """Layers' maps -> [B, K, L]; the codes add one map that attention has propagated."""
+        """Combine the layers' maps N x [B, K, L] into one [B, K, L].
+
+        Text: their average. Codes: the average of the early ones plus the last one, thresholded
+        and propagated along the attention [B, L, L].
+        """
         if self.variant == "paper":
             return torch.stack(maps).mean(0)
         if self.variant == "official-2024":
-            early = maps[:-1] or [self._blank(queries, vocabulary)]
-            carried = cut(maps[-1], self.attention_threshold) @ patches.mT
-            return torch.stack(early).mean(0) + carried
+            early = maps[:-1] or [self._map_of_zeros(queries, vocabulary)]
+            propagated = threshold(maps[-1], self.attention_threshold) @ attention.mT
+            return torch.stack(early).mean(0) + propagated
         selected = self.select_layer if self.fuse_features else 0
-        maps[selected] = cut(maps[selected], self.attention_threshold)  # it counts in the mean too
-        carried = maps[selected] @ patches  # the transposed direction of 2024's
-        return torch.stack(maps).mean(0) + carried if self.fuse_features else carried
+        maps[selected] = threshold(maps[selected], self.attention_threshold)  # in the mean, too
+        propagated = maps[selected] @ attention  # the transposed direction of 2024's
+        return torch.stack(maps).mean(0) + propagated if self.fuse_features else propagated
 
-    def _blank(self, queries: Tensor, vocabulary: Vocabulary) -> Tensor:
+    def _map_of_zeros(self, queries: Tensor, vocabulary: Vocabulary) -> Tensor:
         """The map of an all-zero layer [1, K, 1]: 2024's code averages those without fusion.
 
         All its tokens are equal and every map's rows sum to 1, so one token tells all.
         """
         zeros = queries.new_zeros(1, 2, self.backbone.width)
         embedding = self.backbone.project(self.backbone.last_attention(zeros, "identity"))
-        return _of_classes(self._logits(embedding, queries).softmax(1), vocabulary)
+        return _of_classes(self.logits(embedding, queries).softmax(1), vocabulary)
 
 
 class FusedMaps(Sequence[Tensor]):
-    """The official codes' fused attention: map k is the affinity after k + 1 Sinkhorn sweeps.
+    """The official codes' fused attention: map k is the affinity after k + 1 Sinkhorn iterations.
 
-    (Their normalisation works in place on the summed map each time a layer uses it.) Sweeps only
-    scale rows and columns of the sum, so two vectors a sweep are kept, and a map [B, heads, 1+L,
-    1+L] is made when it is read.
+    (Their normalisation works in place on the summed map each time a layer uses it.) An iteration
+    only scales rows and columns of the sum, so two vectors each are kept, and a map [B, heads,
+    1+L, 1+L] is made when it is read.
     """
 
     def __init__(self, total: Tensor, layers: int) -> None:
@@ -266,26 +262,26 @@ class FusedMaps(Sequence[Tensor]):
         return affinity(self.total.float(), *self.scales[index]).to(self.total.dtype)
 
 
-def sinkhorn(total: Tensor, sweeps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scale columns, then rows, to sum to 1: after each sweep the scales [..., T] of both."""
+def sinkhorn(total: Tensor, iterations: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scale columns, then rows, of [..., T, T] to sum 1; yield both scales [..., T] each time."""
     rows = total.new_ones(total.shape[:-1])
-    for _ in range(sweeps):
+    for _ in range(iterations):
         columns = 1 / (rows[..., None, :] @ total)[..., 0, :]
         rows = 1 / (total @ columns[..., None])[..., 0]
         yield rows, columns
 
 
 def affinity(total: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Scale, symmetrise, keep what exceeds the column's mean, rows to 1: [..., T, T]."""
+    """Scale and symmetrise [..., T, T], keep what exceeds a column's mean, rows to sum 1."""
     scaled = (total * rows[..., :, None]).mul_(columns[..., None, :])
     symmetric = scaled + scaled.mT  # twice the mean of both; the last line cancels it
     above = symmetric.sub_(symmetric.mean(-2, keepdim=True)).clamp_(0)
     return above.div_(above.sum(-1, keepdim=True).clamp_min_(torch.finfo(above.dtype).tiny))
 
 
-def cut(maps: Tensor, threshold: float) -> Tensor:
-    """Zero where a class's map [..., L] lies below `threshold` times its maximum."""
-    return maps.masked_fill(maps < threshold * maps.amax(-1, keepdim=True), 0)
+def threshold(maps: Tensor, ratio: float) -> Tensor:
+    """Zero a class's map [..., L] where it lies below `ratio` times its maximum."""
+    return maps.masked_fill(maps < ratio * maps.amax(-1, keepdim=True), 0)
 
 
 def _of_classes(values: Tensor, vocabulary: Vocabulary) -> Tensor:

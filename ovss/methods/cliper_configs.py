@@ -15,7 +15,7 @@ from ..errors import OvssError
 
 @dataclass(frozen=True)
 class CliperConfig:
-    """One row of the tables below.
+    """Hold the authors' settings for one model, benchmark and variant.
 
     Attributes:
         template: file of prompt templates, "car" (15) or "openai" (80); see `templates`.
@@ -36,7 +36,7 @@ class CliperConfig:
 
     @property
     def rule(self) -> CliperRule:
-        """The background rule with this row's thresholds."""
+        """Build the background rule with this row's thresholds."""
         return CliperRule(self.score_threshold, self.background_threshold, self.normalize)
 
 
@@ -95,7 +95,7 @@ CONFIGS: dict[tuple[str, str, str], CliperConfig] = {  # (model, data set, varia
 
 
 def templates(name: str) -> tuple[str, ...]:
-    """Prompt templates: "plain", "openai" (80, from open_clip), or a file of lines.
+    """Read prompt templates: "plain", "openai" (80, from open_clip), or a file of lines.
 
     CLIPer's "car" list is not shipped with ovss; it is read from data/templates/car_template.txt.
 

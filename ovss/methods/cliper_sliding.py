@@ -21,7 +21,7 @@ Compare = Callable[[Tensor], tuple[list[Tensor], Tensor]]
 
 @dataclass(frozen=True)
 class Windows:
-    """Where equal windows lie on a grid of patches.
+    """Place equal windows on a grid of patches.
 
     Attributes:
         grid: (h, w), the image in patches; L = h * w.
@@ -35,13 +35,13 @@ class Windows:
 
     @classmethod
     def over(cls, grid: tuple[int, int], crop: int, stride: int) -> Windows:
-        """A window every `stride` patches; the last ones are shifted back into the image."""
+        """Place a window every `stride` patches; the last ones are shifted back into the image."""
         tops, lefts = (_starts(side, crop, stride) for side in grid)
         size = (min(grid[0], crop), min(grid[1], crop))
         return cls(grid, size, tuple((top, left) for top in tops for left in lefts))
 
-    def cut(self, pixels: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W] -> the windows of all images [B * n, 3, H', W']."""
+    def crop(self, pixels: Tensor) -> Tensor:
+        """Crop pixels [B, 3, H, W] to the windows of all images [B * n, 3, H', W']."""
         patch = pixels.shape[2] // self.grid[0]
         height, width = self.size[0] * patch, self.size[1] * patch
         corners = ((top * patch, left * patch) for top, left in self.corners)
@@ -50,14 +50,14 @@ class Windows:
 
     @property
     def places(self) -> Tensor:
-        """Position in the image of each window's patches [n, l]."""
+        """Number each window's patches by their position in the image: [n, l]."""
         numbers = torch.arange(self.grid[0] * self.grid[1]).view(self.grid)
         height, width = self.size
         windows = [numbers[y : y + height, x : x + width].flatten() for y, x in self.corners]
         return torch.stack(windows)
 
     def mean(self, values: Tensor) -> Tensor:
-        """[B * n, Q, l] of the windows -> their mean at each patch of the image [B, Q, L]."""
+        """Average the windows' values [B * n, Q, l] at each patch of the image: [B, Q, L]."""
         places = self.places.to(values.device)
         parts = rearrange(values, "(b n) q l -> n b q l", n=len(places))
         count = values.new_zeros(self.grid[0] * self.grid[1])
@@ -68,7 +68,7 @@ class Windows:
         return total.div_(count)
 
     def attention(self, maps: Tensor) -> Tensor:
-        """[B * n, l, l] of the windows -> the mean over the windows of each pair [B, L, L].
+        """Average the windows' attention [B * n, l, l] over those that share a pair: [B, L, L].
 
         Pairs without a common window get 0; 1e-5 is added to each count, as in the code.
         """
@@ -83,15 +83,15 @@ class Windows:
         return total.div_(count + 1e-5)
 
     def compare(self, compare: Compare, pixels: Tensor, batch: int) -> tuple[list[Tensor], Tensor]:
-        """What `compare` finds in the windows, `batch` at a time, as one image's."""
-        parts = [compare(part) for part in self.cut(pixels).split(batch)]
+        """Run `compare` on the windows, `batch` at a time, and average: as one image's."""
+        parts = [compare(part) for part in self.crop(pixels).split(batch)]
         layers = zip(*(logits for logits, _ in parts), strict=True)
         attention = self.attention(torch.cat([maps for _, maps in parts]))
         return [self.mean(torch.cat(layer)) for layer in layers], attention
 
 
-def spread(logits: list[Tensor], attention: Tensor) -> list[Tensor]:
-    """Each layer's logits [B, Q, L], mixed by the attention [B, L, L], as probabilities."""
+def propagate(logits: list[Tensor], attention: Tensor) -> list[Tensor]:
+    """Propagate each layer's logits [B, Q, L] along attention [B, L, L]; give probabilities."""
     tiny = torch.finfo(attention.dtype).tiny  # a patch may attend to the class token alone
     rows = attention / attention.sum(-1, keepdim=True).clamp_min(tiny)
     return [(layer @ rows).softmax(1) for layer in logits]

@@ -26,7 +26,7 @@ from ..vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class DenseClip:
-    """Patch tokens of CLIP compared with the text, the last block's attention replaced.
+    """Compare CLIP's patch tokens with text, the last block's attention replaced.
 
     Attributes:
         attention: of the last block: "vanilla" (CLIP's own), "qq", "kk", "vv", "identity", or
@@ -53,28 +53,28 @@ class DenseClip:
 
     @torch.no_grad()
     def score(self, images: Sequence[Image.Image], vocabulary: Vocabulary) -> list[Tensor]:
-        """RGB images of any sizes -> score maps [K, h, w] on the patch grid, in [0, 1]."""
+        """Score RGB images of any sizes: a map [K, h, w] in [0, 1] on the patch grid for each."""
         words = Vocabulary.of(vocabulary, templates=self.templates)
-        text = self.backbone.text_features(words)
+        text = self.backbone.text_features(words)  # [Q, E]
         maps: dict[int, Tensor] = {}
         for indices, pixels in self.backbone.batches(images, self.short_side):
             features = self.backbone.features(pixels, attention=False)
-            scores = self.classify(self.embeddings(features), text, features.grid)
+            scores = self.classify(self.embeddings(features), text, features.grid)  # [B, Q, h, w]
             maps.update(zip(indices, words.reduce(scores), strict=True))
         return [maps[index] for index in range(len(images))]
 
     def embeddings(self, features: ClipFeatures) -> Tensor:
-        """The patches in the space shared with the text: [B, L, E]."""
+        """Embed patches in the space shared with text: [B, L, E]."""
         tokens = features.inputs[-1]  # [B, 1+L, D]
-        attended = self.backbone.last_attention(tokens, self.attention)
+        attended = self.backbone.last_attention(tokens, self.attention)  # [B, 1+L, D]
         if self.block == "whole":
             attended = self.backbone.last_residual(tokens, attended)
         return self.backbone.project(attended[:, 1:])  # without the class token
 
     def classify(self, embeddings: Tensor, text: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Softmax over the queries of scaled cosines: [B, L, E], [Q, E] -> [B, Q, h, w]."""
+        """Classify patches [B, L, E] by text [Q, E]: softmax of scaled cosines [B, Q, h, w]."""
         cosine = F.normalize(embeddings.float(), dim=-1) @ text.float().T  # [B, L, Q]
-        scores = (self.logit_scale * cosine).softmax(-1)
+        scores = (self.logit_scale * cosine).softmax(-1)  # [B, L, Q]
         return rearrange(scores, "b (h w) q -> b q h w", h=grid[0])
 
 

@@ -32,7 +32,7 @@ from ..vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class ProxyClip:
-    """CLIP's last values mixed by the affinities of another model's patches.
+    """Mix CLIP's last values by the affinities of another model's patches.
 
     Attributes:
         dino: the proxy (DINO ViT-B/8 in the paper's tables). It sees the image at CLIP's size.
@@ -58,41 +58,40 @@ class ProxyClip:
 
     @torch.no_grad()
     def score(self, images: Sequence[Image.Image], vocabulary: Vocabulary) -> list[Tensor]:
-        """RGB images of any sizes -> score maps [K, h, w] on the proxy's grid, in [0, 1]."""
+        """Score RGB images of any sizes: a map [K, h, w] in [0, 1] on the proxy's grid for each."""
         words = Vocabulary.of(vocabulary, templates=self.templates)
-        text = self.backbone.text_features(words)
+        text = self.backbone.text_features(words)  # [Q, E]
         maps: dict[int, Tensor] = {}
         for indices, pixels in self.backbone.batches(images, self.short_side):
             height, width = pixels.shape[2:]
             seen = [self.dino.preprocess(images[index], height, width) for index in indices]
-            proxy = self.dino.features(torch.stack(seen))
+            proxy = self.dino.features(torch.stack(seen))  # [B, D, h, w]
             embeddings = self.embeddings(self.backbone.features(pixels, attention=False), proxy)
             scores = self.classify(embeddings, text)
             maps.update(zip(indices, words.reduce(scores), strict=True))
         return [maps[index] for index in range(len(images))]
 
     def embeddings(self, features: ClipFeatures, proxy: Tensor) -> Tensor:
-        """The patches in the space shared with the text: proxy [B, D, h, w] -> [B, E, h, w]."""
+        """Embed patches in the space shared with text: proxy [B, D, h, w] -> [B, E, h, w]."""
         (values,) = self.backbone.last_heads(features.inputs[-1], "v")  # [B, heads, 1+l, d]
-        values = resize(values[:, :, 1:], features.grid, (proxy.shape[2], proxy.shape[3]))
-        mixed = torch.stack([self._mix(*pair) for pair in zip(values, proxy, strict=True)])
-        attended = merge_heads(self.backbone.blocks[-1].attn, mixed)  # [B, L, D]
-        embedded = self.backbone.project(attended)
+        values = resize(values[:, :, 1:], features.grid, (proxy.shape[2], proxy.shape[3]))  # L
+        mixed = [  # one image after the other, so that one map is held at a time
+            proxy_map(tokens, self.beta, self.gamma).to(value) @ value  # [heads, L, d]
+            for value, tokens in zip(values, proxy, strict=True)
+        ]
+        attended = merge_heads(self.backbone.blocks[-1].attn, torch.stack(mixed))  # [B, L, D]
+        embedded = self.backbone.project(attended)  # [B, L, E]
         return rearrange(embedded, "b (h w) e -> b e h w", h=proxy.shape[2])
 
-    def _mix(self, values: Tensor, proxy: Tensor) -> Tensor:
-        """One image, so that one map is held at a time: [heads, L, d], [D, h, w]."""
-        return proxy_map(proxy, self.beta, self.gamma).to(values) @ values
-
     def classify(self, embeddings: Tensor, text: Tensor) -> Tensor:
-        """Softmax over the queries of scaled cosines: [B, E, h, w], [Q, E] -> [B, Q, h, w]."""
-        unit = F.normalize(embeddings.float(), dim=1)
+        """Classify patches [B, E, h, w] by text [Q, E]: softmax of scaled cosines [B, Q, h, w]."""
+        unit = F.normalize(embeddings.float(), dim=1)  # [B, E, h, w]
         cosine = torch.einsum("b e h w, q e -> b q h w", unit, text.float())
         return (self.logit_scale * cosine).softmax(1)
 
 
 def proxy_map(features: Tensor, beta: float = 1.2, gamma: float = 3.0) -> Tensor:
-    """Patch tokens [D, h, w] of the proxy -> its attention map [L, L]; see the top of this file.
+    """Compute the proxy's attention map [L, L] of its patch tokens [D, h, w] (section 3.3).
 
     A patch that is alike to none but itself still sees itself, its cosine being 1; where even that
     is masked (`beta` times the mean above 1: all tokens nearly equal), nothing is.
@@ -106,7 +105,7 @@ def proxy_map(features: Tensor, beta: float = 1.2, gamma: float = 3.0) -> Tensor
 
 
 def resize(values: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
-    """Values [B, heads, h * w, d] on a `grid`, bilinearly to another."""
+    """Resize values [B, heads, h * w, d] on a `grid` bilinearly to another grid."""
     if grid == to:
         return values
     heads = values.shape[1]

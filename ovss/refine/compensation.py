@@ -41,7 +41,7 @@ Layer = Tensor | Sequence[LazyMap]  # [heads, L, L]
 
 @dataclass(frozen=True)
 class Compensation:
-    """A refiner: images' score maps, sharpened by a diffusion model's self-attention.
+    """Sharpen images' score maps by a diffusion model's self-attention (a refiner).
 
     Attributes:
         mode: how the maps of all heads and layers are combined (Table 7).
@@ -68,7 +68,7 @@ class Compensation:
         images: Sequence[Image.Image],
         threshold: float | None = THRESHOLD,
     ) -> list[Tensor]:
-        """Scores [K, h, w] of each RGB image -> [K, side, side], side * side = L.
+        """Refine the scores [K, h, w] of each RGB image to [K, side, side], side * side = L.
 
         Args:
             threshold: below which normalised attention counts as none; None for the raw maps.
@@ -106,14 +106,14 @@ def refine(
     index: int = 1,
     threshold: float | None = THRESHOLD,
 ) -> Tensor:
-    """Scores [K, h, w], brought bilinearly to the maps' square grid and compensated."""
+    """Upsample scores [K, h, w] to the maps' square grid and compensate: [K, side, side]."""
     length = len(maps[0][0])
     side = round(length**0.5)
     if side * side != length:
         raise OvssError(f"the maps must have a square number of positions, got {length}")
-    upscaled = upsample(scores.float(), (side, side))
-    columns = rearrange(upscaled, "k h w -> (h w) k").to(maps[0][0].device)
-    refined = compensate(columns, maps, mode, index, threshold)
+    upscaled = upsample(scores.float(), (side, side))  # [K, side, side]
+    columns = rearrange(upscaled, "k h w -> (h w) k").to(maps[0][0].device)  # [L, K]
+    refined = compensate(columns, maps, mode, index, threshold)  # [L, K]
     return rearrange(refined, "(h w) k -> k h w", h=side).to(scores.device)
 
 
@@ -125,7 +125,7 @@ def compensate(
     threshold: float | None = THRESHOLD,
     chunk_values: int | None = None,
 ) -> Tensor:
-    """Eq. 9 and 10: scores [L, K] -> [L, K], float32.
+    """Multiply scores [L, K] by the self-attention maps (Eq. 9 and 10): [L, K] float32.
 
     Beside what is given, one map is in memory at a time, or none if it has more than `HELD_VALUES`
     values; with it about 3 * `chunk_values` float32 and 3 * L * K.
@@ -155,7 +155,7 @@ def compensate(
 
 
 def locate(index: int, heads: Sequence[int]) -> tuple[int, int]:
-    """A map's number among layers of so many heads -> its layer and its head there."""
+    """Find the layer and head of a map's number, counting the heads layer by layer."""
     numbers = [(layer, head) for layer, count in enumerate(heads) for head in range(count)]
     if not 0 <= index < len(numbers):
         raise OvssError(f"index must be 0 to {len(numbers) - 1}, got {index}")
@@ -165,7 +165,7 @@ def locate(index: int, heads: Sequence[int]) -> tuple[int, int]:
 def apply_map(
     attention: Map, columns: Tensor, threshold: float | None, chunk_values: int | None = None
 ) -> Tensor:
-    """A map [L, L], normalised, times `columns` [L, K].
+    """Normalise a map [L, L] and multiply it by `columns` [L, K].
 
     The authors' normalisation: divide by the column's maximum + 1e-5, drop what lies below
     `threshold`, divide by the row's sum + 1e-5. The last step comes after the product here; the

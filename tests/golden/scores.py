@@ -38,7 +38,7 @@ def cam2label(inputs: Arrays, rest: list[str], golden: Arrays) -> Array:
 def competing(inputs: Arrays, rest: list[str], golden: Arrays) -> Array:
     """`cam2label_valid|i` (C, h, w): the maps that compete, the background first if it does."""
     rule = rule_of(golden["settings"][int(rest[0])], rescale=False)
-    maps = rule.prepare(*random_maps(inputs))
+    maps = rule.transform(*random_maps(inputs))
     if rule.background_threshold > 0:
         return maps.numpy()
     background = (1 - maps.amax(0, keepdim=True)) ** 2

@@ -82,17 +82,17 @@ class DiffusionBackbone:
 
     @property
     def size(self) -> int:
-        """Side in pixels of the square that every image is resized to (Stable Diffusion: 512)."""
+        """Give the side in pixels of the square for every image (Stable Diffusion: 512)."""
         return int(self.unet.config.sample_size) * self.reduction
 
     @property
     def reduction(self) -> int:
-        """Pixels per position of the latent, along a side."""
+        """Give the pixels per position of the latent, along a side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @cached_property
     def attentions(self) -> list[Any]:
-        """All attention modules in the order they run: self (even index), cross (odd), self ..."""
+        """List all attention modules as they run: self (even index), cross (odd), self ..."""
         stages = (*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks)
         blocks = (
             block
@@ -104,7 +104,7 @@ class DiffusionBackbone:
 
     @cached_property
     def prompt(self) -> Tensor:
-        """The empty prompt, encoded once: [1, T, C]."""
+        """Encode the empty prompt, once: [1, T, C]."""
         length = self.tokenizer.model_max_length
         tokens = self.tokenizer(
             "", padding="max_length", max_length=length, truncation=True, return_tensors="pt"
@@ -115,13 +115,13 @@ class DiffusionBackbone:
     # ---- from pixels to the U-Net's input
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """An RGB image -> pixels [3, size, size] in [-1, 1], nearest; the aspect is not kept."""
+        """Resize an RGB image to [3, size, size] in [-1, 1], nearest; the aspect is not kept."""
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255  # [3, H, W]
         return 2 * F.interpolate(pixels[None], (self.size, self.size))[0] - 1
 
     @torch.no_grad()
     def latents(self, pixels: Tensor) -> Tensor:
-        """Pixels [B, 3, size, size] -> the VAE's mean, scaled: [B, 4, size/8, size/8]."""
+        """Encode pixels [B, 3, size, size]: the VAE's mean, scaled [B, 4, size/8, size/8]."""
         pixels = pixels.to(self.device, self.dtype)
         if self.device.type == "cpu" and vae_tiling.supported(self.vae):
             encoded = vae_tiling.encode(self.vae, pixels).to(self.dtype)
@@ -130,7 +130,7 @@ class DiffusionBackbone:
         return encoded * self.vae.config.scaling_factor
 
     def timestep(self, step: int = STEP) -> Tensor:
-        """The time t of an index into the scheduler's list of 50 steps (PNDM's has 51 entries)."""
+        """Look up the time t of an index into the scheduler's 50 steps (PNDM's has 51 entries)."""
         self.scheduler.set_timesteps(STEPS)
         times = self.scheduler.timesteps
         if not -len(times) <= step < len(times):
@@ -138,7 +138,7 @@ class DiffusionBackbone:
         return times[step]
 
     def noise(self, seed: int | torch.Generator = 0) -> Tensor:
-        """Noise [1, 4, h, w], drawn on the CPU: equal on all devices, equal for all images."""
+        """Draw noise [1, 4, h, w] on the CPU: equal on all devices, equal for all images."""
         generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
         side = int(self.unet.config.sample_size)
         shape = (1, int(self.unet.config.in_channels), side, side)
@@ -154,7 +154,7 @@ class DiffusionBackbone:
         step: int = STEP,
         noise: int | torch.Generator | Tensor = 0,
     ) -> list[Projection]:
-        """The queries and keys of B RGB images in some self-attention layers, in their order.
+        """Compute queries and keys of B RGB images in some self-attention layers, in their order.
 
         Args:
             layers: indices into `attentions`, even (self-attention).
@@ -173,7 +173,7 @@ class DiffusionBackbone:
         step: int = STEP,
         noise: int | torch.Generator | Tensor = 0,
     ) -> list[Tensor]:
-        """The self-attention maps of `images`, all heads at once; see `projections`.
+        """Compute the self-attention maps of `images`, all heads at once; see `projections`.
 
         Returns:
             For each layer softmax(q k^T / sqrt(d)): [heads, L, L] for one image, [B, heads, L, L]
@@ -188,7 +188,7 @@ class DiffusionBackbone:
     def latent_projections(
         self, latents: Tensor, noise: Tensor, layers: Sequence[int] = LAYERS, step: int = STEP
     ) -> list[Projection]:
-        """The same, of latents and noise [B, 4, h, w].
+        """Compute queries and keys as `projections` does, of latents and noise [B, 4, h, w].
 
         Nothing behind the last layer's queries and keys is computed.
         """
@@ -202,7 +202,7 @@ class DiffusionBackbone:
         return [_projection(module, sides) for module in chosen]
 
     def self_attention(self, layer: int) -> Any:
-        """The module of an even index into `attentions`."""
+        """Look up the self-attention module of an even index into `attentions`."""
         count = len(self.attentions)
         if not -count <= layer < count or layer % 2:  # the list is of even length
             raise OvssError(f"layer must be an even index from {-count} to {count - 1}: {layer}")
@@ -214,7 +214,7 @@ class DiffusionBackbone:
 
 @dataclass(frozen=True)
 class LazyMap:
-    """One head's map A = softmax(scale q k^T) [L, L]; slices of it are made when they are read."""
+    """Compute one head's map A = softmax(scale q k^T) [L, L] slice by slice, when it is read."""
 
     query: Tensor  # [L, d]
     key: Tensor  # [L, d]
@@ -237,23 +237,23 @@ class LazyMap:
 
 @dataclass(frozen=True)
 class Projection:
-    """The queries and keys [B, heads, L, d] of one self-attention layer."""
+    """Hold the queries and keys [B, heads, L, d] of one self-attention layer."""
 
     query: Tensor
     key: Tensor
     scale: float
 
     def heads(self, image: int) -> list[LazyMap]:
-        """The maps of one image, not made yet."""
+        """Give one image's maps, a `LazyMap` for each head."""
         pairs = zip(self.query[image], self.key[image], strict=True)
         return [LazyMap(query, key, self.scale) for query, key in pairs]
 
     def map(self, image: int, head: int) -> Tensor:
-        """One head's map [L, L], of the model's dtype."""
+        """Compute one head's map [L, L] in the model's dtype."""
         return self.heads(image)[head][:].to(self.query.dtype)
 
     def maps(self) -> Tensor:
-        """All maps [B, heads, L, L]."""
+        """Compute all maps [B, heads, L, L]."""
         length = self.query.shape[2]
         maps = self.query.new_empty(*self.query.shape[:2], length, length)
         for image, head in np.ndindex(*maps.shape[:2]):
@@ -273,7 +273,7 @@ def _projection(module: Any, sides: Sides) -> Projection:
 
 @contextmanager
 def recording(chosen: Sequence[Any], order: Sequence[Any]) -> Iterator[Sides]:
-    """Within it, queries and keys of the `chosen` attention modules are kept.
+    """Record queries and keys of the `chosen` attention modules (a context manager).
 
     The forward pass ends at the last of them, in `order`, and so does the block. Afterwards all
     modules are as they were.

@@ -18,7 +18,7 @@ from . import vae_tiling
 
 
 def wanted(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a model in `dtype` on `device` is to be lowered instead."""
+    """Tell whether a model in `dtype` on `device` is to be lowered instead."""
     return device.type == "cpu" and dtype == torch.bfloat16
 
 

@@ -22,7 +22,7 @@ Prepare = Callable[[Tensor], Tensor]
 
 
 def supported(vae: Any) -> bool:
-    """Whether the encoder is built of the blocks that are known here, as Stable Diffusion's is."""
+    """Tell whether the encoder is built of known blocks, as Stable Diffusion's is."""
     from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D
 
     blocks = vae.encoder.down_blocks
@@ -31,7 +31,7 @@ def supported(vae: Any) -> bool:
 
 @torch.no_grad()
 def encode(vae: Any, pixels: Tensor, positions: int = POSITIONS) -> Tensor:
-    """Pixels [B, 3, H, W] -> the mean of the latent's distribution [B, C, h, w].
+    """Encode pixels [B, 3, H, W] in tiles: the latent's mean [B, C, h, w].
 
     Args:
         vae: a diffusers `AutoencoderKL` which is `supported`.
