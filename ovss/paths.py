@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -47,3 +48,31 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic_folder(folder: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
+    """Give an empty folder that takes the place of `folder` once the body is done.
+
+    When the body raises, `folder` stays as it was.
+
+    Args:
+        keep: names of files of the old folder that are copied to the new one.
+    """
+    mark = secrets.token_hex(4)
+    new, old = (folder.with_name(f".{folder.name}.{mark}.{kind}") for kind in ("tmp", "old"))
+    new.mkdir(parents=True)
+    try:
+        yield new
+        for name in keep:
+            if (folder / name).exists():
+                shutil.copy2(folder / name, new / name)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

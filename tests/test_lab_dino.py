@@ -12,15 +12,21 @@ import torch
 from safetensors.torch import load_file
 
 from ovss.backbones.dino import DinoBackbone
-from ovss.lab.pretrain.attention_in_mask import inside_share, majority
+from ovss.lab.pretrain.attention_in_mask import attention_in_mask, majority
+from ovss.lab.pretrain.batches import MEAN
 from ovss.lab.pretrain.dino import train as recipe_file
-from ovss.lab.pretrain.dino.crops import blobs, crops, jitter
+from ovss.lab.pretrain.dino.crops import block_mask, crops, jitter
 from ovss.lab.pretrain.dino.distil import Pair, class_loss, cross_entropy
 from ovss.lab.pretrain.dino.measure import neighbours
-from ovss.lab.pretrain.dino.train import MODEL, Recipe, Scenes, Trainer, train
+from ovss.lab.pretrain.dino.train import MODEL, DinoTrainer, Recipe, Stage
 
 TINY = Recipe(
-    images=16, batch=4, small=2, prototypes=16, evaluate_every=8, curve_scenes=2, card_scenes=2
+    stages=(Stage(16, 4),),
+    warmup=0,
+    prototypes=16,
+    evaluate_every=8,
+    curve_scenes=2,
+    card_scenes=2,
 )
 
 
@@ -72,11 +78,11 @@ def test_jitter_keeps_the_range_and_the_picture() -> None:
     torch.testing.assert_close(jitter(pixels, 0.0), pixels)
 
 
-def test_blobs_hide_as_many_as_asked_in_few_pieces() -> None:
+def test_block_masks_hide_as_many_as_asked_in_few_pieces() -> None:
     torch.manual_seed(3)
-    hidden = blobs(20, 16, 77, torch.device("cpu"))
-    assert (hidden.sum(1) == 77).all()
-    maps = hidden.reshape(20, 16, 16)
+    masked = block_mask(20, 16, 77, torch.device("cpu"))
+    assert (masked.sum(1) == 77).all()
+    maps = masked.reshape(20, 16, 16)
     alike = (maps[:, 1:] == maps[:, :-1]).float().mean()
     assert alike > 0.75, "neighbours of random masks agree for 0.58 of all pairs"
 
@@ -101,13 +107,13 @@ def test_class_loss_is_the_mean_over_all_pairs_of_different_crops() -> None:
     torch.testing.assert_close(class_loss(wanted, large, small), expected)
 
 
-def test_the_teacher_follows_and_its_centre_moves(narrow: None) -> None:
-    model = Trainer(TINY, "cpu").model
+def test_the_teacher_is_a_moving_average_and_its_centre_moves(narrow: None) -> None:
+    model = DinoTrainer(TINY).model
     with torch.no_grad():
         for own in model.student.parameters():
             own.add_(1.0)
     before = model.teacher.embeddings.cls_token.clone()
-    model.follow(0.9)
+    model.ema_update(0.9)
     torch.testing.assert_close(model.teacher.embeddings.cls_token, before + 0.1)
     logits = torch.rand(6, 16)
     plain = model.targets(logits, 1, 0.5)
@@ -129,10 +135,10 @@ def test_schedules() -> None:
     assert recipe.learning_rate(recipe.steps - 1) < 0.011 * recipe.rate
 
 
-def test_every_step_sees_fresh_scenes_of_the_pretrain_split() -> None:
-    whole = [batch for (batch,) in Scenes(TINY, 0)]
-    (rest,) = next(iter(Scenes(TINY, 3)))
-    assert len(whole) == 4 and torch.equal(whole[3], rest)
+def test_every_step_sees_fresh_scenes_of_the_pretrain_split(narrow: None) -> None:
+    batches = DinoTrainer(TINY).batches()
+    whole = [batches[step][0] for step in range(len(batches))]
+    assert len(whole) == 4 and torch.equal(whole[3], batches[3][0])
     assert whole[0].shape == (4, 3, 128, 128) and whole[0].dtype == torch.uint8
     assert len({picture.numpy().tobytes() for batch in whole for picture in batch}) == TINY.images
 
@@ -140,76 +146,81 @@ def test_every_step_sees_fresh_scenes_of_the_pretrain_split() -> None:
 def test_the_student_learns_what_the_teacher_says(narrow: None) -> None:
     """Of one batch, from a teacher that stays as it is, once its centres have settled."""
     recipe = Recipe(
-        images=400, batch=4, small=2, prototypes=16, momentum=(1.0, 1.0), temperature=(0.07, 0.07)
+        stages=(Stage(400, 4),),
+        warmup=10,
+        prototypes=16,
+        momentum=(1.0, 1.0),
+        temperature=(0.07, 0.07),
     )
-    trainer = Trainer(recipe, "cpu")
-    (scenes,) = next(iter(Scenes(recipe, 0)))
+    trainer = DinoTrainer(recipe)
+    (scenes,) = trainer.batches()[0]
 
     def losses() -> float:
         torch.manual_seed(0)
         with torch.no_grad():
-            return sum(float(trainer.loss(scenes.float() / 255)) for _ in range(30))
+            return sum(float(trainer.loss(scenes)) for _ in range(30))
 
     losses()
     before = losses()
     for _ in range(60):
-        trainer.advance((scenes,))
+        trainer.step((scenes,))
     assert losses() < 0.97 * before
 
 
 def test_a_killed_training_ends_with_the_same_weights(
     narrow: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(tmp_path / "whole", "cpu", TINY)
-    examine = recipe_file._examine
+    DinoTrainer(TINY).train(tmp_path / "whole")
+    add_point = DinoTrainer.add_point
 
-    def die_later(trainer: Trainer, loss: float) -> None:
+    def die_later(trainer: DinoTrainer, loss: float) -> None:
         if trainer.images > 8:
             raise KeyboardInterrupt
-        examine(trainer, loss)
+        add_point(trainer, loss)
 
-    monkeypatch.setattr(recipe_file, "_examine", die_later)
+    monkeypatch.setattr(DinoTrainer, "add_point", die_later)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "killed", "cpu", TINY)
-    assert (tmp_path / "killed" / "training.pt").exists()
-    monkeypatch.setattr(recipe_file, "_examine", examine)
-    train(tmp_path / "killed", "cpu", TINY)
+        DinoTrainer(TINY).train(tmp_path / "killed")
+    assert [p.name for p in (tmp_path / "killed").iterdir()] == ["training.pt"]
+    monkeypatch.setattr(DinoTrainer, "add_point", add_point)
+    DinoTrainer(TINY).train(tmp_path / "killed")
     whole = load_file(tmp_path / "whole" / "model.safetensors")
     resumed = load_file(tmp_path / "killed" / "model.safetensors")
     assert whole.keys() == resumed.keys()
-    for name, tensor in whole.items():
-        torch.testing.assert_close(resumed[name], tensor, msg=name)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     assert not (tmp_path / "killed" / "training.pt").exists()
     card = json.loads((tmp_path / "killed" / "card.json").read_text())
     assert card["images_seen"] == TINY.images
-    assert set(card["val"]) == {"inside", "area", "things", "stuff"}
+    assert set(card["val"]) == {"attention_in_mask", "area", "things", "stuff"}
+    threshold = card["untrained"]["attention_in_mask"]["high"]
+    assert [gate["threshold"] for gate in card["gates"]] == [threshold, 20.0]
     loaded = DinoBackbone.load(tmp_path / "killed")
-    assert loaded.width == 16 and loaded.mean == recipe_file.MEAN
+    assert loaded.width == 16 and loaded.mean == MEAN
     assert loaded.features(torch.randn(2, 3, 128, 64)).shape == (2, 16, 16, 8)
 
 
 # ---- measures
 
 
-def test_inside_share_by_hand() -> None:
+def test_attention_in_mask_by_hand() -> None:
     """Four patches, two things of one patch each; a patch half covered belongs to nobody."""
     instances = torch.zeros(4, 4, dtype=torch.long)
     instances[:2, :2], instances[2:, 2:], instances[0, 2:] = 1, 2, 3  # patches 0, 3; half of 1
     attention = torch.tensor(
         [[0.6, 0.2, 0.1, 0.1], [0.25] * 4, [0.25] * 4, [0.1, 0.1, 0.2, 0.1]]  # the last sums to 0.5
     )
-    inside = inside_share(attention, instances)
-    torch.testing.assert_close(inside.share, torch.tensor([0.6, 0.2]))
+    inside = attention_in_mask(attention, instances)
+    torch.testing.assert_close(inside.mass, torch.tensor([0.6, 0.2]))
     torch.testing.assert_close(inside.area, torch.tensor([0.25, 0.25]))
-    heads = inside_share(torch.stack([attention, torch.eye(4)]), instances)
-    torch.testing.assert_close(heads.share[1], torch.ones(2))
+    heads = attention_in_mask(torch.stack([attention, torch.eye(4)]), instances)
+    torch.testing.assert_close(heads.mass[1], torch.ones(2))
 
 
 def test_uniform_attention_gets_the_area() -> None:
     instances = torch.zeros(8, 16, dtype=torch.long)
     instances[:4, :12] = 1
-    inside = inside_share(torch.ones(32, 32), instances)
-    torch.testing.assert_close(inside.share, inside.area)
+    inside = attention_in_mask(torch.ones(32, 32), instances)
+    torch.testing.assert_close(inside.mass, inside.area)
     torch.testing.assert_close(inside.area, torch.tensor([12 * 4 / (8 * 16)]))
 
 

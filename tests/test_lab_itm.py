@@ -16,11 +16,17 @@ import torch
 from ovss import paths
 from ovss.backbones.clip import ClipBackbone
 from ovss.backbones.itm import ItmBackbone
-from ovss.lab.pretrain.clip.views import normalise
+from ovss.lab.pretrain.batches import normalise
 from ovss.lab.pretrain.itm import train as itm
-from ovss.lab.pretrain.itm.losses import contrast, doubting, fits, hard_negatives, matching
+from ovss.lab.pretrain.itm.losses import (
+    contrastive_loss,
+    fits,
+    hard_negatives,
+    matching_loss,
+    replaced_token_loss,
+)
 from ovss.lab.pretrain.itm.models import DEPTH, Blip, BridgeTower
-from ovss.lab.pretrain.itm.recipe import TALKATIVE, Batches, Recipe, Stage
+from ovss.lab.pretrain.itm.recipe import RICH_CAPTIONS, Recipe, Stage, make_batch
 from ovss.lab.pretrain.itm.words import (
     CONTENT,
     changed,
@@ -31,15 +37,20 @@ from ovss.lab.pretrain.itm.words import (
     tags,
 )
 from ovss.lab.scenes import THING_NAMES, render
+from ovss.lab.zoo import TRAINERS
 
 TINY = Recipe(
-    evaluate_every=16, curve_scenes=2, card_scenes=2, warmup=1, stages=(Stage(32, 8, TALKATIVE),)
+    evaluate_every=16,
+    curve_scenes=2,
+    card_scenes=2,
+    warmup=1,
+    stages=(Stage(32, 8, RICH_CAPTIONS),),
 )
 
 
 @pytest.fixture(scope="module")
 def captions() -> list[str]:
-    return [render("pretrain", i, 64, TALKATIVE).caption for i in range(300)]
+    return [render("pretrain", i, 64, RICH_CAPTIONS).caption for i in range(300)]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +97,7 @@ def test_tokenizers_split_some_names_and_know_all_letters(make: Any, captions: l
 def test_the_zoo_holds_the_tokenizer_that_the_recipe_learns(name: str) -> None:
     """A trained model is worth nothing with another numbering of the pieces."""
     folder = paths.data("lab", "zoo", name)
-    learnt = itm.Trainer(name, itm.RECIPES[name], "cpu").tokenizer.get_vocab()
+    learnt = TRAINERS[name]().tokenizer.get_vocab()
     assert ItmBackbone.load(folder).tokenizer.get_vocab() == learnt
 
 
@@ -113,22 +124,24 @@ def test_hard_negatives_are_wrong_and_mostly_similar() -> None:
 
 def test_losses_by_hand() -> None:
     sure = torch.tensor([[-20.0, 20.0]])
-    assert matching(sure, -sure) < 1e-6 < 10 < matching(-sure, sure)
+    assert matching_loss(sure, -sure) < 1e-6 < 10 < matching_loss(-sure, sure)
     named = torch.eye(2, len(CONTENT), dtype=torch.bool)
     same = torch.eye(2)
-    assert contrast(same, same, named, 0.05) < 1e-6 < 1 < contrast(same, same.flip(0), named, 0.05)
+    assert contrastive_loss(same, same, named, 0.05) < 1e-6
+    assert contrastive_loss(same, same.flip(0), named, 0.05) > 1
     named[1] = named[0]  # equal captions share the probability: log 2 is the least
     equal = torch.ones(2, 1)
-    torch.testing.assert_close(contrast(equal, equal, named, 1.0), torch.tensor(2.0).log())
+    loss = contrastive_loss(equal, equal, named, 1.0)
+    torch.testing.assert_close(loss, torch.tensor(2.0).log())
     false = torch.tensor([[False, True, False]])
     words = torch.tensor([[True, True, False]])  # the last one is padding
     wrong = torch.tensor([[-20.0, 20.0, 20.0]])
-    assert doubting(torch.tensor([-20.0]), wrong, false, words) < 1e-6
+    assert replaced_token_loss(torch.tensor([-20.0]), wrong, false, words) < 1e-6
 
 
-def test_doubt_falls_on_the_swapped_words_alone(captions: list[str]) -> None:
+def test_only_the_swapped_words_count_as_replaced(captions: list[str]) -> None:
     tokenizer = make_wordpiece(captions)
-    _, right, swapped, false, named = next(iter(Batches(TINY, tokenizer, 0)))
+    _, right, swapped, false, named = make_batch(tokenizer, TINY.tagged, TINY.at(0))
     for row in range(len(right)):
         words = tokenizer.decode(swapped[row][false[row]])
         told = set(tokenizer.decode(right[row], skip_special_tokens=True).split())
@@ -177,20 +190,21 @@ def test_blip_begins_with_what_clip_sees(captions: list[str], pixels: torch.Tens
 def test_a_killed_run_goes_on_to_the_same_model(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(itm, "READ", 200)
-    itm.train(name, tmp_path / "whole", recipe=TINY)
-    advance = itm.Trainer.advance
+    monkeypatch.setattr(itm, "CAPTIONS", 200)
+    kind = TRAINERS[name]
+    kind(TINY).train(tmp_path / "whole")
+    step = kind.step
 
-    def killed(trainer: itm.Trainer, batch: Any) -> float:
-        if trainer.step == 3:
+    def killed(trainer: Any, batch: Any) -> float:
+        if trainer.done == 3:
             raise KeyboardInterrupt
-        return advance(trainer, batch)
+        return step(trainer, batch)
 
-    monkeypatch.setattr(itm.Trainer, "advance", killed)
+    monkeypatch.setattr(kind, "step", killed)
     with pytest.raises(KeyboardInterrupt):
-        itm.train(name, tmp_path / "killed", recipe=TINY)
-    monkeypatch.setattr(itm.Trainer, "advance", advance)
-    itm.train(name, tmp_path / "killed", recipe=TINY)
+        kind(TINY).train(tmp_path / "killed")
+    monkeypatch.setattr(kind, "step", step)
+    kind(TINY).train(tmp_path / "killed")
     whole, resumed = (
         (tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "killed")
     )
@@ -199,7 +213,9 @@ def test_a_killed_run_goes_on_to_the_same_model(
     assert card["images_seen"] == 32 and not (tmp_path / "killed" / "training.pt").exists()
     backbone = ItmBackbone.load(tmp_path / "killed")
     assert (backbone.layers, backbone.heads, backbone.patch) == (4, 4, 8)
-    itm.train(name, tmp_path / "killed", recipe=replace(TINY, seed=1))  # over a finished one
+    (tmp_path / "killed" / "tried.md").write_text("a diary")
+    kind(replace(TINY, seed=1)).train(tmp_path / "killed")  # over a finished one
+    assert (tmp_path / "killed" / "tried.md").read_text() == "a diary"
     other = ItmBackbone.load(tmp_path / "killed")
     assert other.checkpoint != backbone.checkpoint
     assert backbone.mean == (0.5, 0.5, 0.5)

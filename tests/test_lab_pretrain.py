@@ -15,11 +15,12 @@ from torch.nn.functional import avg_pool2d, cross_entropy, normalize
 from ovss.backbones.clip import ClipBackbone
 from ovss.errors import CheckpointError, OvssError
 from ovss.lab import cards, zoo
+from ovss.lab.pretrain.batches import MEAN, STD, normalise
 from ovss.lab.pretrain.clip import train as recipe_file
-from ovss.lab.pretrain.clip.recipe import MODEL, Batches, Recipe, Stage
+from ovss.lab.pretrain.clip.recipe import MODEL, Recipe, Stage
 from ovss.lab.pretrain.clip.tokenizer import train_tokenizer
-from ovss.lab.pretrain.clip.train import Trainer, train
-from ovss.lab.pretrain.clip.views import MEAN, STD, Views, contrastive_loss, normalise
+from ovss.lab.pretrain.clip.train import ClipTrainer
+from ovss.lab.pretrain.clip.views import Views, contrastive_loss
 from ovss.lab.scenes import World
 from ovss.methods.dense_clip import DenseClip
 
@@ -52,6 +53,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
         "text_cfg": {**MODEL["text_cfg"], "width": 16, "heads": 2, "layers": 1},
     }
     monkeypatch.setattr(recipe_file, "MODEL", small)
+    monkeypatch.setattr(recipe_file, "CAPTIONS", 100)
 
 
 def unit_vectors(*shape: int) -> torch.Tensor:
@@ -103,15 +105,13 @@ def test_a_mosaic_cannot_lose_patches() -> None:
         Stage(8, 8, World(), 0.5, ("class", "mosaic"))
 
 
-def test_stages_follow_one_another() -> None:
-    assert TINY.steps == 4
-    assert [TINY.stage(step) for step in range(4)] == [TINY.stages[0]] * 2 + [TINY.stages[1]] * 2
-    tokenizer = train_tokenizer(["a red car"], vocab_size=400, context_length=24)
-    whole = list(Batches(TINY, tokenizer, 0))
-    rest = list(Batches(TINY, tokenizer, 3))
-    assert len(whole) == 4 and len(rest) == 1
-    torch.testing.assert_close(whole[3][0], rest[0][0])
-    pictures = {picture.numpy().tobytes() for pixels, _ in whole for picture in pixels}
+def test_every_step_sees_fresh_scenes(narrow: None) -> None:
+    batches = ClipTrainer(TINY).batches()
+    assert len(batches) == TINY.steps == 4
+    torch.testing.assert_close(batches[3], batches[3])
+    pixels = [batches[step][0] for step in range(4)]
+    assert all(batch.shape == (8, 3, 64, 64) and batch.dtype == torch.uint8 for batch in pixels)
+    pictures = {picture.numpy().tobytes() for batch in pixels for picture in batch}
     assert len(pictures) == TINY.images, "every step sees fresh scenes"
 
 
@@ -125,7 +125,7 @@ def test_the_tokenizer_can_spell_any_word() -> None:
 
 def test_the_views_are_those_of_the_package(narrow: None) -> None:
     """The class view is open_clip's own image embedding; the local view the mean of MaskCLIP's."""
-    trainer = Trainer(TINY, "cpu")
+    trainer = ClipTrainer(TINY)
     trainer.model.eval()
     pixels = normalise(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8))
     views = Views(trainer.model.visual)
@@ -152,39 +152,43 @@ def test_the_views_are_those_of_the_package(narrow: None) -> None:
 def test_a_killed_training_ends_with_the_same_weights(
     narrow: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(tmp_path / "whole", "cpu", TINY)
-    examine = recipe_file._examine
+    ClipTrainer(TINY).train(tmp_path / "whole")
+    add_point = ClipTrainer.add_point
 
-    def die_later(trainer: Trainer, tokenizer: Path, loss: float) -> None:
+    def die_later(trainer: ClipTrainer, loss: float) -> None:
         if trainer.images > 16:
             raise KeyboardInterrupt
-        examine(trainer, tokenizer, loss)
+        add_point(trainer, loss)
 
-    monkeypatch.setattr(recipe_file, "_examine", die_later)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text("of an older model")
+    monkeypatch.setattr(ClipTrainer, "add_point", die_later)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "killed", "cpu", TINY)
-    assert (tmp_path / "killed" / "training.pt").exists()
-    monkeypatch.setattr(recipe_file, "_examine", examine)
-    train(tmp_path / "killed", "cpu", TINY)
+        ClipTrainer(TINY).train(folder)
+    assert sorted(p.name for p in folder.iterdir()) == ["tokenizer.json", "training.pt"]
+    assert (folder / "tokenizer.json").read_text() == "of an older model"
+    monkeypatch.setattr(ClipTrainer, "add_point", add_point)
+    ClipTrainer(TINY).train(folder)
     whole = load_file(tmp_path / "whole" / "model.safetensors")
     resumed = load_file(tmp_path / "killed" / "model.safetensors")
     assert whole.keys() == resumed.keys()
-    for name, tensor in whole.items():
-        torch.testing.assert_close(resumed[name], tensor, msg=name)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     card = json.loads((tmp_path / "killed" / "card.json").read_text())
     assert card["images_seen"] == TINY.images
+    assert [gate["name"] for gate in card["gates"]] == ["naming", "things", "stuff", "lab20"]
     assert not (tmp_path / "killed" / "training.pt").exists()
     assert ClipBackbone.load(tmp_path / "killed").width == 32
 
 
 def test_a_state_of_another_recipe_is_refused(narrow: None) -> None:
-    state = Trainer(TINY, "cpu").state()
+    state = ClipTrainer(TINY).state()
     with pytest.raises(OvssError, match="another recipe"):
-        Trainer(replace(TINY, seed=1), "cpu").restore(state)
+        ClipTrainer(replace(TINY, seed=1)).restore(state)
 
 
 def test_a_flipped_byte_in_the_weights_is_seen(narrow: None, tmp_path: Path) -> None:
-    train(tmp_path, "cpu", TINY)
+    ClipTrainer(TINY).train(tmp_path)
     weights = tmp_path / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-5] ^= 1

@@ -13,9 +13,10 @@ from diffusers.models.attention_processor import Attention
 from ovss.backbones.diffusion import DiffusionBackbone
 from ovss.errors import OvssError
 from ovss.lab.pretrain.sd import model as sd_model
+from ovss.lab.pretrain.sd import train as recipe_file
 from ovss.lab.pretrain.sd.attention import attending, context, supervised
-from ovss.lab.pretrain.sd.recipe import Batches, Recipe, Stage, describe, tokenize
-from ovss.lab.pretrain.sd.train import Latent, Trainer, train, unit
+from ovss.lab.pretrain.sd.recipe import Recipe, Stage, describe, tokenize
+from ovss.lab.pretrain.sd.train import Latent, SdTrainer, unit
 from ovss.lab.scenes import STUFF_NAMES, render
 
 TINY = Recipe(
@@ -23,9 +24,9 @@ TINY = Recipe(
     curve_scenes=2,
     card_scenes=2,
     stages=(
-        Stage("image", 8, 4, 64, 1e-3, 1),
-        Stage("noise", 8, 4, 64, 1e-3, 1),
-        Stage("noise", 2, 2, 128, 1e-3, 0),
+        Stage(8, 4, "image", 64, 1e-3, 1),
+        Stage(8, 4, "noise", 64, 1e-3, 1),
+        Stage(2, 2, "noise", 128, 1e-3, 0),
     ),
 )
 
@@ -35,6 +36,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Smaller models of the same kind."""
     vae = {**sd_model.VAE, "block_out_channels": (8, 8, 8), "norm_num_groups": 4}
     heads = {"block_out_channels": (16, 16, 16), "attention_head_dim": (2, 2, 2)}
+    monkeypatch.setattr(recipe_file, "CAPTIONS", 200)
     monkeypatch.setattr(sd_model, "VAE", vae)
     monkeypatch.setattr(sd_model, "UNET", {**sd_model.UNET, **heads, "norm_num_groups": 8})
 
@@ -64,12 +66,12 @@ def test_only_what_a_crop_shows_is_named() -> None:
         assert not any(thing.category in corner.split() for thing in scene.things)
 
 
-def test_stages_follow_one_another(tokenizer: object) -> None:
-    whole = list(Batches(TINY, tokenizer, 0))
-    rest = list(Batches(TINY, tokenizer, 3))
+def test_stages_follow_one_another() -> None:
+    batches = SdTrainer(TINY).batches()
+    whole = [batches[step] for step in range(len(batches))]
     assert [len(pixels) for pixels, _ in whole] == [4, 4, 4, 4, 2]
     assert [pixels.shape[-1] for pixels, _ in whole] == [64, 64, 64, 64, 128]
-    torch.testing.assert_close(whole[3], rest[0])
+    torch.testing.assert_close(whole[3], batches[3])
     assert TINY.images == 18 and TINY.steps == 5
     assert TINY.learning_rate(0) == TINY.learning_rate(2) == 1e-3, "each stage starts anew"
 
@@ -111,11 +113,11 @@ def test_attention_that_keeps_to_its_half_tells_the_latent() -> None:
     assert found[1] < 0.25, "what is left are the means across the border"
 
 
-def test_the_latents_have_variance_one_and_the_average_follows(tokenizer: object) -> None:
-    trainer = Trainer(TINY, tokenizer, "cpu")
-    batches = list(Batches(TINY, tokenizer, 0))
-    for batch in batches[:3]:
-        trainer.advance(batch)
+def test_the_latents_have_variance_one_and_the_average_moves(tokenizer: object) -> None:
+    trainer = SdTrainer(TINY)
+    batches = trainer.batches()
+    for step in range(3):
+        trainer.step(batches[step])
     latents = trainer.model.latents(unit(batches[2][0]))
     assert float(latents.std()) == pytest.approx(1.0, abs=0.02)
     pairs = zip(
@@ -128,15 +130,18 @@ def test_the_latents_have_variance_one_and_the_average_follows(tokenizer: object
 
 def test_a_killed_run_goes_on_and_gives_the_same_model(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(whole, recipe=TINY)
+    SdTrainer(TINY).train(whole)
+    (parts / "vae").mkdir(parents=True)
+    (parts / "vae" / "config.json").write_text("of an older model")
     with pytest.raises(RuntimeError, match="killed"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "advance", _killed_at(4, Trainer.advance))
-        train(parts, recipe=TINY)
-    assert (parts / "training.pt").exists() and not (parts / "card.json").exists()
-    train(parts, recipe=TINY)
+        patch.setattr(SdTrainer, "step", _killed_at(4, SdTrainer.step))
+        SdTrainer(TINY).train(parts)
+    assert sorted(p.name for p in parts.iterdir()) == ["training.pt", "vae"]
+    assert (parts / "vae" / "config.json").read_text() == "of an older model"
+    SdTrainer(TINY).train(parts)
     first, second = (DiffusionBackbone.load(folder) for folder in (whole, parts))
     for one, two in zip(first.unet.parameters(), second.unet.parameters(), strict=True):
-        torch.testing.assert_close(one, two, atol=1e-6, rtol=0)
+        assert torch.equal(one, two)
     card = json.loads((parts / "card.json").read_text())
     assert card["images_seen"] == 18
     assert first.vae.config.scaling_factor != pytest.approx(0.18215)
@@ -145,16 +150,16 @@ def test_a_killed_run_goes_on_and_gives_the_same_model(tmp_path: Path) -> None:
 
 def test_another_recipe_does_not_go_on(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="killed"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "advance", _killed_at(4, Trainer.advance))
-        train(tmp_path, recipe=TINY)
+        patch.setattr(SdTrainer, "step", _killed_at(4, SdTrainer.step))
+        SdTrainer(TINY).train(tmp_path)
     with pytest.raises(OvssError, match="another recipe"):
-        train(tmp_path, recipe=Recipe(seed=1, stages=TINY.stages))
+        SdTrainer(Recipe(seed=1, stages=TINY.stages)).train(tmp_path)
 
 
-def _killed_at(step: int, advance: object) -> object:
-    def limited(self: Trainer, batch: tuple[torch.Tensor, ...]) -> float:
-        if self.step == step:
+def _killed_at(number: int, step: object) -> object:
+    def limited(self: SdTrainer, batch: tuple[torch.Tensor, ...]) -> float:
+        if self.done == number:
             raise RuntimeError("killed")
-        return advance(self, batch)  # type: ignore[operator,no-any-return]
+        return step(self, batch)  # type: ignore[operator,no-any-return]
 
     return limited

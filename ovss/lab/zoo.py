@@ -1,49 +1,58 @@
-"""Retrain the lab's models: `make zoo`, or `make zoo MODEL=clip` for one of them."""
+"""Retrain the lab's models: `make zoo`, or `make zoo MODEL=clip DEVICE=cuda` for one of them."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from ovss import paths
 from ovss.errors import OvssError
-from ovss.lab.pretrain.clip import train as clip
-from ovss.lab.pretrain.dino import train as dino
-from ovss.lab.pretrain.itm import train as itm
-from ovss.lab.pretrain.sd import train as sd
+from ovss.lab.pretrain.clip.train import ClipTrainer
+from ovss.lab.pretrain.dino.train import DinoTrainer
+from ovss.lab.pretrain.itm.train import BlipTrainer, BridgeTowerTrainer
+from ovss.lab.pretrain.sd.train import SdTrainer
+from ovss.lab.pretrain.trainer import ZooTrainer
 
-RECIPES: dict[str, Callable[[Path, str], None]] = {
-    "clip": clip.train,
-    "dino": dino.train,
-    "sd": sd.train,
-    "blip-itm": partial(itm.train, "blip-itm"),
-    "bridgetower": partial(itm.train, "bridgetower"),
-}
+KINDS = (ClipTrainer, DinoTrainer, SdTrainer, BlipTrainer, BridgeTowerTrainer)
+TRAINERS: dict[str, type[ZooTrainer[Any]]] = {kind.name: kind for kind in KINDS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", nargs="*", help=f"of {', '.join(RECIPES)} (default: all)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    """Train the named models, or judge the gates of the committed ones; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m ovss.lab.zoo", description=__doc__)
+    parser.add_argument("model", nargs="*", help=f"of {', '.join(TRAINERS)} (default: all)")
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: cuda if there is one)")
+    parser.add_argument("--gates", action="store_true", help="only judge the gates on the cards")
     options = parser.parse_args(arguments)
     for name in options.model:
-        if name not in RECIPES:
-            parser.error(f"unknown model {name!r}; known: {', '.join(RECIPES)}")
-    for name in options.model or RECIPES:
-        try:
-            RECIPES[name](paths.data("lab", "zoo", name), options.device)
-        except OvssError as error:
-            print(f"ovss: error: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("\novss: interrupted; run it again to go on where it was saved", file=sys.stderr)
-            return 130
+        if name not in TRAINERS:
+            parser.error(f"unknown model {name!r}; known: {', '.join(TRAINERS)}")
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        for name in options.model or TRAINERS:
+            print(f"{name} on {device}", file=sys.stderr)
+            trainer, folder = TRAINERS[name](device=device), paths.data("lab", "zoo", name)
+            if options.gates:
+                trainer.judge_again(folder)
+            else:
+                trainer.train(folder, workers=_workers(device))
+    except OvssError as error:
+        print(f"ovss: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\novss: interrupted; run it again to go on where it was saved", file=sys.stderr)
+        return 130
     return 0
+
+
+def _workers(device: str) -> int:
+    """Processes that render: one beside a CPU that trains, more to keep a GPU busy."""
+    return 1 if device.startswith("cpu") else max(1, min(8, (os.cpu_count() or 2) - 1))
 
 
 if __name__ == "__main__":

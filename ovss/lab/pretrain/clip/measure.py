@@ -24,6 +24,7 @@ Split = Literal["tune", "val"]
 TRAINED_SIDE = 64
 
 
+@torch.no_grad()
 def naming(backbone: ClipBackbone, split: Split) -> tuple[float, metrics.Interval, int]:
     """How often the one thing of a single-thing scene is named right among all things, from the
     whole image at the size CLIP was trained on: percent, its 95 % interval, number of scenes."""
@@ -33,9 +34,10 @@ def naming(backbone: ClipBackbone, split: Split) -> tuple[float, metrics.Interva
     samples = [data[i] for i, name in enumerate(data.ids) if name in single]
     small = [s.image.resize((TRAINED_SIDE,) * 2, Image.Resampling.BOX) for s in samples]
     pixels = torch.stack([backbone.preprocess(image, TRAINED_SIDE) for image in small])
-    scores = backbone.image_embedding(pixels) @ backbone.text_features(Vocabulary.of(THING_NAMES)).T
+    images = backbone.image_embedding(pixels.to(backbone.device))  # [N, E]
+    scores = images @ backbone.text_features(Vocabulary.of(THING_NAMES)).T  # [N, 20]
     truth = torch.tensor([int(s.target.max()) for s in samples])
-    right = (scores.argmax(1) == truth).double().numpy()
+    right = (scores.argmax(1).cpu() == truth).double().numpy()  # [N]
     low, high = metrics.bootstrap(right[:, None], lambda sums: sums[..., 0] / len(right))
     return 100 * float(right.mean()), metrics.Interval(100 * low, 100 * high), len(right)
 

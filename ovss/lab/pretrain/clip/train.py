@@ -1,18 +1,14 @@
 """Train the lab CLIP from scratch on scenes and their captions, nothing else.
 
-Every step sees fresh scenes. The curriculum goes from one large thing on plain ground, named
-without its colour, to the world of the benchmark: a small CLIP learns stuff and colours first and
-things hardly, unless nothing else is said of the picture. Once things are known, half of the
-patches are dropped (as in FLIP), which doubles the speed. Two images with the same caption are
-both right answers (as in UniCL). The weights kept are the best on `tune`; a killed run goes on
-where it was saved.
+Every step sees fresh scenes. Once things are known, half of the patches are dropped (as in FLIP),
+which doubles the speed. Two images with the same caption are both right answers (as in UniCL). The
+weights kept are the best on `tune`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,121 +17,91 @@ import torch
 from open_clip.transformer import PatchDropout
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
 from ovss import paths
 from ovss.backbones.clip import ClipBackbone
-from ovss.backbones.clip_loading import BpeTokenizer
-from ovss.lab.cards import origin, save_model
+from ovss.lab.pretrain.batches import MEAN, STD, normalise
 from ovss.lab.pretrain.clip.measure import measure
-from ovss.lab.pretrain.clip.recipe import LESSONS, MODEL, READ, Batches, Recipe
+from ovss.lab.pretrain.clip.recipe import MODEL, READ, SIDE, Recipe, make_batch
 from ovss.lab.pretrain.clip.tokenizer import train_tokenizer
-from ovss.lab.pretrain.clip.views import MEAN, STD, Views, contrastive_loss, normalise, unit
+from ovss.lab.pretrain.clip.views import Views, contrastive_loss, unit
+from ovss.lab.pretrain.trainer import Split, ZooTrainer, write_weights
 from ovss.lab.scenes import render
-from ovss.training.loop import Batch, Progress, adamw, run
+from ovss.training.card import Gate, write_json
+from ovss.training.curriculum import Batch, Batches
+
+CAPTIONS = 6000  # of each world, read by the tokenizer
 
 
-class Trainer(Progress):
+class ClipTrainer(ZooTrainer[Recipe]):
     """CLIP and its views, compiled."""
 
+    name = "clip"
+    what = "a CLIP of open_clip, trained from scratch on captions of the lab world at 64 px"
+    default_recipe = Recipe()
+    selected_by = ("miou", "lab20")
+    cpu_attention = (SDPBackend.MATH,)  # the fused kernel's backward pass is slower on a CPU
+    gates = (
+        Gate("naming", "names the only thing of a scene among the 20 things, %", 80.0),
+        Gate("things", "mIoU of things, the image's classes given, CLIPer's fused attention", 30.0),
+        Gate("stuff", "mIoU of stuff, the image's classes given, CLIPer's fused attention", 50.0),
+        Gate("lab20", "mIoU on lab-20, all things asked for, CLIPer's fused attention", 25.0),
+    )
     model: Any
 
-    def __init__(self, recipe: Recipe, device: str) -> None:
+    def __init__(self, recipe: Recipe | None = None, device: str | torch.device = "cpu") -> None:
         super().__init__(recipe, device)
-        self.model = open_clip.CLIP(**MODEL).to(device)
+        self.optimise(open_clip.CLIP(**MODEL))
         self.visual: Any = torch.compile(Views(self.model.visual), dynamic=False)
         self.text: Any = torch.compile(self.model.encode_text, dynamic=False)
-        self.optimiser = adamw(self.model, recipe.rate, recipe.weight_decay, 0.98)
         self.dropped = 0.0
 
-    def advance(self, batch: Batch) -> float:
-        """One step on (pixels, tokens)."""
-        self.model.train()
-        self.set_patch_dropout(self.recipe.stage(self.step).patch_dropout)
-        return float(self.train_step(*batch))
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Byte pairs learnt from a few thousand captions."""
+        numbers, text = range(CAPTIONS), MODEL["text_cfg"]
+        return train_tokenizer(
+            (render("pretrain", i, SIDE, world).caption for world in READ for i in numbers),
+            vocab_size=text["vocab_size"],
+            context_length=text["context_length"],
+        )
 
-    def train_step(self, pixels: Tensor, tokens: Tensor) -> Tensor:
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.recipe.learning_rate(self.step)
-        torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)  # a resumed run drops the same
-        # Plain attention: on a CPU the fused kernel's backward pass is slower.
-        with torch.autocast(self.device, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            views = self.visual(normalise(pixels), self.recipe.stage(self.step).views)
-            text = unit(self.text(tokens))
+    def batches(self) -> Batches[Any]:
+        """Pixels and tokens of every step."""
+        return Batches(self.recipe, partial(make_batch, self.tokenizer))
+
+    def before_step(self, batch: Batch) -> None:
+        """Put another patch dropout in only where its ratio changes: each one is compiled anew."""
+        ratio = self.recipe.at(self.done).stage.patch_dropout
+        if ratio != self.dropped:
+            self.model.visual.patch_dropout = PatchDropout(ratio) if ratio else nn.Identity()
+            self.dropped = ratio
+
+    def loss(self, pixels: Tensor, tokens: Tensor) -> Tensor:
+        """The contrastive loss of each view of the stage, averaged."""
+        with self.precision():
+            views = self.visual(normalise(pixels), self.recipe.at(self.done).stage.views)  # [B, E]
+            text = unit(self.text(tokens))  # [B, E]
         scale = self.model.logit_scale.exp()
-        losses = [contrastive_loss(view, text, tokens, scale) for view in views]
-        loss = torch.stack(losses).mean()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        return torch.stack([contrastive_loss(v, text, tokens, scale) for v in views]).mean()
+
+    def after_step(self) -> None:
+        """Keep the scale of the logits below 100, as CLIP does."""
         self.model.logit_scale.data.clamp_(0, math.log(100))
-        self.step, self.images = self.step + 1, self.images + len(pixels)
-        return loss.detach()
 
-    def set_patch_dropout(self, share: float) -> None:
-        """Another module only where the share changes: each one is compiled anew."""
-        if share != self.dropped:
-            self.model.visual.patch_dropout = PatchDropout(share) if share else nn.Identity()
-            self.dropped = share
+    def metrics(self, backbone: Any, split: Split, scenes: int | None) -> dict[str, float]:
+        """See `measure`."""
+        return measure(backbone, split, scenes)
 
-    def backbone(self, tokenizer: Path) -> ClipBackbone:
-        """The model as it is now, for measuring."""
-        tokenize = BpeTokenizer(tokenizer)
-        device = torch.device(self.device)
-        return ClipBackbone(self.model, tokenize, MEAN, STD, "clip", "in training", device)
+    def write(self, folder: Path) -> None:
+        """Write configuration, tokenizer and weights."""
+        preprocess = {"size": SIDE, "mean": MEAN, "std": STD}
+        write_json(folder / "config.json", {"model_cfg": MODEL, "preprocess_cfg": preprocess})
+        with paths.atomic(folder / "tokenizer.json") as file:
+            file.write(self.tokenizer.to_str(pretty=True).encode())
+        write_weights(folder / "model.safetensors", self.model.state_dict())
 
-
-def train(folder: Path, device: str = "cpu", recipe: Recipe | None = None) -> None:
-    """Run the recipe and write the model to `folder`; progress is kept beside it until the end."""
-    recipe = recipe or Recipe()
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer()
-    with paths.atomic(folder / "tokenizer.json") as file:
-        file.write(tokenizer.to_str(pretty=True).encode())
-    trainer = Trainer(recipe, device)
-    run(
-        trainer,
-        folder,
-        partial(Batches, recipe, tokenizer),
-        lambda loss: _examine(trainer, folder / "tokenizer.json", loss),
-        lambda: _finish(trainer, folder),
-    )
-
-
-def _tokenizer() -> Tokenizer:
-    """Learnt from a few thousand captions."""
-    captions = (render("pretrain", i, 64, world).caption for world in READ for i in range(6000))
-    text = MODEL["text_cfg"]
-    return train_tokenizer(
-        captions, vocab_size=text["vocab_size"], context_length=text["context_length"]
-    )
-
-
-def _examine(trainer: Trainer, tokenizer: Path, loss: float) -> None:
-    """Add a point to the curve; keep the weights if they are the best so far."""
-    trainer.model.eval()
-    point = measure(trainer.backbone(tokenizer), "tune", trainer.recipe.curve_scenes)
-    trainer.add_point({"loss": loss, **point}, point["miou"] + point["lab20"], trainer.model)
-
-
-def _finish(trainer: Trainer, folder: Path) -> None:
-    """Write the best weights and their card."""
-    trainer.model.load_state_dict({k: v.half() for k, v in trainer.best_weights.items()})
-    trainer.model.eval()
-    backbone = trainer.backbone(folder / "tokenizer.json")
-    card = {
-        "name": "clip",
-        "what": "a CLIP of open_clip, trained from scratch on captions of the lab world at 64 px",
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "recipe": asdict(trainer.recipe),
-        "images_seen": trainer.images,
-        "minutes": round(trainer.seconds / 60, 1),
-        **origin(),
-        "tune": measure(backbone, "tune", trainer.recipe.card_scenes),
-        "val": measure(backbone, "val", trainer.recipe.card_scenes),
-        "tried": list(LESSONS),
-    }
-    preprocess = {"size": 64, "mean": MEAN, "std": STD}
-    config = {"model_cfg": MODEL, "preprocess_cfg": preprocess}
-    save_model(folder, trainer.best_weights, config, trainer.curve, card)
+    def load(self, folder: Path) -> ClipBackbone:
+        """The backbone in `folder`."""
+        return ClipBackbone.load(folder, device=self.device)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+from ovss.training.losses import symmetric_cross_entropy
+
 View = Literal["class", "local", "mosaic"]
 
 
@@ -70,19 +70,11 @@ class Views(nn.Module):
 
 
 def unit(vectors: Tensor) -> Tensor:
+    """Normalise to unit length along the last dimension, in float32."""
     return nn.functional.normalize(vectors.float(), dim=-1)
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] to the range that the image tower was trained on."""
-    mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (MEAN, STD))
-    return (pixels.float() / 255 - mean) / std
 
 
 def contrastive_loss(image: Tensor, text: Tensor, tokens: Tensor, scale: Tensor) -> Tensor:
     """Symmetric cross-entropy over unit embeddings [B, E]; equal captions share the probability."""
-    logits = scale * image @ text.T  # [B, B]
-    same = (tokens[:, None] == tokens[None, :]).all(-1).float()
-    target = same / same.sum(1, keepdim=True)
-    rows, columns = logits.log_softmax(1), logits.log_softmax(0)
-    return -((target * rows).sum(1).mean() + (target * columns.T).sum(1).mean()) / 2
+    same = (tokens[:, None] == tokens[None, :]).all(-1)  # [B, B]
+    return symmetric_cross_entropy(scale * image @ text.T, same)

@@ -38,9 +38,9 @@ def jitter(pixels: Tensor, strength: float = 0.25) -> Tensor:
     return (grey + (pixels - grey) * factor(1, strength)).clamp(0, 1)
 
 
-def blobs(count: int, side: int, hidden: int, device: torch.device) -> Tensor:
-    """Masks [B, side * side] that hide exactly `hidden` patches each, in a few blobs."""
+def block_mask(count: int, side: int, masked: int, device: torch.device) -> Tensor:
+    """Draw block masks (BEiT, iBOT) [B, side * side] that hide exactly `masked` patches each."""
     noise = torch.rand(count, 1, side // 3, side // 3, device=device)
     smooth = F.interpolate(noise, (side, side), mode="bicubic", align_corners=False).flatten(1)
-    order = smooth.argsort(1, descending=True)[:, :hidden]
+    order = smooth.argsort(1, descending=True)[:, :masked]
     return torch.zeros_like(smooth, dtype=torch.bool).scatter_(1, order, True)

@@ -1,7 +1,7 @@
-"""Self-distillation without labels: the student must say what its own moving average says.
+"""Self-distillation without labels: the student predicts what its moving average (EMA) does.
 
 DINO (Caron et al. 2021, section 3.1): the class tokens of all crops are compared with those of the
-teacher's large crops. iBOT (Zhou et al. 2022, Eq. 2): the student's hidden patches are compared
+teacher's large crops. iBOT (Zhou et al. 2022, Eq. 2): the student's masked patches are compared
 with what the teacher sees there. Both through one head, whose outputs are `prototypes` logits.
 """
 
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
+
+from ovss.training.optim import ema_update
 
 STUDENT_TEMPERATURE = 0.1
 CENTRE_MOMENTUM = 0.9
@@ -41,7 +43,7 @@ class Head(nn.Module):
 class Pair(nn.Module):
     """Student and teacher with their heads, and the teacher's centres.
 
-    The teacher starts as the student and follows it (`follow`); no gradient reaches it.
+    The teacher starts as the student and is its moving average; no gradient reaches it.
     """
 
     def __init__(self, config: ViTConfig, prototypes: int) -> None:
@@ -52,12 +54,11 @@ class Pair(nn.Module):
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
         self.register_buffer("centres", torch.zeros(2, prototypes))  # of class tokens, of patches
 
-    @torch.no_grad()
-    def follow(self, momentum: float) -> None:
+    def ema_update(self, momentum: float) -> None:
         """teacher <- momentum * teacher + (1 - momentum) * student."""
-        own = [*self.teacher.parameters(), *self.teacher_head.parameters()]
-        other = [*self.student.parameters(), *self.head.parameters()]
-        torch._foreach_lerp_(own, other, 1 - momentum)
+        teacher = [*self.teacher.parameters(), *self.teacher_head.parameters()]
+        student = [*self.student.parameters(), *self.head.parameters()]
+        ema_update(teacher, student, momentum)
 
     @torch.no_grad()
     def targets(self, logits: Tensor, kind: int, temperature: float) -> Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ovss import paths
 from ovss.backbones.dino import DinoBackbone
 from ovss.datasets import open_dataset
-from ovss.lab.pretrain.attention_in_mask import inside_share, majority
+from ovss.evaluation import metrics
+from ovss.evaluation.metrics import Interval
+from ovss.lab.pretrain.attention_in_mask import attention_in_mask, instances, majority
 from ovss.lab.scenes import THING_NAMES
 from ovss.methods.proxyclip import proxy_map
 
@@ -21,35 +22,57 @@ Split = Literal["tune", "val"]
 QUERIES = 4000  # patches whose nearest neighbour is sought
 
 
-def instances(name: str) -> Tensor:
-    """Which thing each pixel of a scene of `tune` or `val` belongs to: [H, W], 0 for none."""
-    with Image.open(paths.data("lab", "SegmentationObject", f"{name}.png")) as picture:
-        return torch.from_numpy(np.array(picture)).long()
+class Features(NamedTuple):
+    """Patch tokens and labels of a split.
+
+    Attributes:
+        tokens: unit vectors [N, L, D].
+        labels: of each patch [N, L], -1 where no class covers more than half.
+        attention: by image [N, 3], summed over things: patches, patches weighted by the attention
+            mass inside the thing, patches weighted by the thing's area.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    attention: NDArray[np.float64]
 
 
 @torch.no_grad()
 def measure(backbone: DinoBackbone, split: Split, limit: int | None = None) -> dict[str, float]:
-    """The numbers of the training curve, in percent.
+    """Measure patch tokens as the training curve has it, in percent.
 
-    "inside": of a thing's patches, the share of ProxyCLIP's proxy attention that stays inside the
-    thing; "area": what uniform attention would have there. "things" and "stuff": how often a
+    "attention_in_mask": of the proxy attention (ProxyCLIP) of a thing's patches, the part inside
+    the thing; "area": what uniform attention would have there. "things" and "stuff": how often a
     patch's nearest neighbour in all other images is of the same class.
     """
+    found = read_features(backbone, split, limit)
+    patches, inside, area = found.attention.sum(0)
+    right = neighbours(found.tokens, found.labels)
+    shares = {"attention_in_mask": inside / patches, "area": area / patches, **right}
+    return {name: 100 * float(value) for name, value in shares.items()}
+
+
+def attention_interval(backbone: DinoBackbone, split: Split, limit: int | None = None) -> Interval:
+    """The 95 % interval over images of "attention_in_mask"."""
+    sums = read_features(backbone, split, limit).attention
+    return metrics.bootstrap(sums, lambda drawn: 100 * drawn[..., 1] / drawn[..., 0])
+
+
+@torch.no_grad()
+def read_features(backbone: DinoBackbone, split: Split, limit: int | None = None) -> Features:
+    """Read the first `limit` scenes of `lab-all` (None: all)."""
     data = open_dataset("lab-all", split=split)
-    shares, areas, tokens, labels = [], [], [], []
+    tokens, labels, attention = [], [], []
     for index in range(min(limit or len(data), len(data))):
         image, target = data[index].image, data[index].target
         pixels = backbone.preprocess(image, image.height, image.width)
         features = backbone.features(pixels[None])[0].float().cpu()  # [D, h, w]
-        inside = inside_share(proxy_map(features), instances(data.ids[index]))
-        shares.append(inside.share)
-        areas.append(inside.area)
-        tokens.append(F.normalize(features.flatten(1).T, dim=-1))
+        inside = attention_in_mask(proxy_map(features), instances(data.ids[index]))
+        weighted = (torch.ones_like(inside.area), inside.mass, inside.area)  # things by patches
+        attention.append([float((part * inside.area).sum()) for part in weighted])
+        tokens.append(F.normalize(features.flatten(1).T, dim=-1))  # [L, D]
         labels.append(_labels(target, len(tokens[-1])))
-    share, area = torch.cat(shares), torch.cat(areas)  # a thing counts by its patches
-    found = {"inside": (share * area).sum() / area.sum(), "area": (area * area).sum() / area.sum()}
-    found |= neighbours(torch.stack(tokens), torch.stack(labels))
-    return {name: 100 * float(value) for name, value in found.items()}
+    return Features(torch.stack(tokens), torch.stack(labels), np.array(attention))
 
 
 def neighbours(tokens: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,5 @@
-"""The two losses of a matching model: contrast (ITC) and matching with hard negatives (ITM)."""
+"""The losses of a matching model: contrast (ITC), matching with hard negatives (ITM), and
+replaced-token detection."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ovss.training.losses import symmetric_cross_entropy
 
 
 class Negatives(NamedTuple):
@@ -25,14 +28,11 @@ def fits(named: Tensor) -> Tensor:
     return (missing == 0).T
 
 
-def contrast(image: Tensor, text: Tensor, named: Tensor, temperature: float) -> Tensor:
-    """Symmetric cross entropy of unit embeddings [B, E]; captions that name the same are equal."""
-    logits = image @ text.T / temperature
+def contrastive_loss(image: Tensor, text: Tensor, named: Tensor, temperature: float) -> Tensor:
+    """ITC: symmetric cross-entropy of unit embeddings [B, E]; captions that name the same words
+    [B, W] are equally right."""
     both = fits(named)
-    same = (both & both.T).float()
-    target = same / same.sum(1, keepdim=True)
-    rows, columns = logits.log_softmax(1), logits.log_softmax(0)
-    return -((target * rows).sum(1).mean() + (target * columns.T).sum(1).mean()) / 2
+    return symmetric_cross_entropy(image @ text.T / temperature, both & both.T)
 
 
 @torch.no_grad()
@@ -45,19 +45,25 @@ def hard_negatives(image: Tensor, text: Tensor, named: Tensor, temperature: floa
     return Negatives(images, captions)
 
 
-def matching(right: Tensor, wrong: Tensor) -> Tensor:
-    """Cross entropy of the logits of right pairs [B, 2] and of wrong ones [N, 2], balanced."""
+def matching_loss(right: Tensor, wrong: Tensor) -> Tensor:
+    """ITM: cross-entropy of the logits of right pairs [B, 2] and of wrong ones [N, 2], balanced."""
     match = F.cross_entropy(right, torch.ones(len(right), dtype=torch.long, device=right.device))
     other = F.cross_entropy(wrong, torch.zeros(len(wrong), dtype=torch.long, device=wrong.device))
     return (match + other) / 2
 
 
-def doubting(right: Tensor, wrong: Tensor, false: Tensor, words: Tensor) -> Tensor:
-    """Cross entropy of the doubt in the tokens of right captions [N], and of wrong ones [B, T],
-    whose `false` ones are known and whose `words` are no padding; both kinds weigh the same."""
-    true = torch.cat([right, wrong[words & ~false]])
-    errors = wrong[false]
+def replaced_token_loss(right: Tensor, wrong: Tensor, replaced: Tensor, words: Tensor) -> Tensor:
+    """Replaced-token detection (ELECTRA, Clark et al. 2020): binary cross-entropy of each token.
+
+    Args:
+        right: logits of the tokens of right captions [N].
+        wrong: logits of the tokens of captions with words replaced [B, T].
+        replaced: which of these were [B, T]; they weigh as much as all others together.
+        words: which of these are no padding [B, T].
+    """
+    originals = torch.cat([right, wrong[words & ~replaced]])
+    others = wrong[replaced]
     return (
-        F.binary_cross_entropy_with_logits(true, torch.zeros_like(true))
-        + F.binary_cross_entropy_with_logits(errors, torch.ones_like(errors))
+        F.binary_cross_entropy_with_logits(originals, torch.zeros_like(originals))
+        + F.binary_cross_entropy_with_logits(others, torch.ones_like(others))
     ) / 2

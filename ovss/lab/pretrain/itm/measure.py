@@ -1,4 +1,4 @@
-"""What a lab's matching model can do: tell right captions from wrong ones, and look at things."""
+"""What a lab's matching model can do: match captions, and locate things by GradCAM."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ SIDE = 128  # of the images when they are segmented: the side of the benchmark's
 
 
 def measure(backbone: ItmBackbone, split: Split, limit: int | None = None) -> dict[str, float]:
-    """The numbers of the training curve, in percent.
+    """Measure a matching model as the training curve has it, in percent.
 
-    match: of captions, and of captions with a word swapped, told right. things, stuff: mIoU of
+    "match": accuracy on captions and on captions with a word replaced. "things", "stuff": mIoU of
     GradCAM (Eq. 1 of PnP-OVSS) with the classes of the image given, at the head that is best for
-    things; layer and head tell which, from 0.
+    things; "layer" and "head" tell which, from 0.
     """
     iou = head_iou(backbone, split, limit)  # [layers, heads, K]
-    things = np.nanmean(iou[..., : len(THING_NAMES)], -1)
+    things = np.nanmean(iou[..., : len(THING_NAMES)], -1)  # [layers, heads]
     layer, head = np.unravel_index(np.argmax(things), things.shape)
     return {
-        "match": told_right(backbone, split, limit),
+        "match": matching_accuracy(backbone, split, limit),
         "things": 100 * float(things[layer, head]),
         "stuff": 100 * float(np.nanmean(iou[layer, head, len(THING_NAMES) :])),
         "layer": int(layer),
@@ -43,8 +43,9 @@ def measure(backbone: ItmBackbone, split: Split, limit: int | None = None) -> di
     }
 
 
-def told_right(backbone: ItmBackbone, split: Split, limit: int | None = None) -> float:
-    """Percent of pairs told right: each scene's caption, and the caption with a word swapped."""
+def matching_accuracy(backbone: ItmBackbone, split: Split, limit: int | None = None) -> float:
+    """Percent of pairs classified right: each scene's caption, and the caption with a word
+    replaced."""
     data = open_dataset("lab-all", split=split)
     with paths.data("lab", "captions.csv").open(newline="") as file:
         captions = {row["id"]: row["caption"] for row in csv.DictReader(file)}
@@ -54,7 +55,7 @@ def told_right(backbone: ItmBackbone, split: Split, limit: int | None = None) ->
         texts = [caption, swap(caption, Random(f"words/{data.ids[i]}"))]
         prompts = [backbone.prompt([text], prefix="") for text in texts]
         pixels = backbone.pixels([data[i].image] * 2, backbone.size)
-        says = backbone.match(pixels, prompts, gradient=False).logits.argmax(1)
+        says = backbone.match(pixels, prompts, gradient=False).logits.argmax(1)  # [2]
         right += [int(says[0] == 1), int(says[1] == 0)]
     return 100 * float(np.mean(right))
 
@@ -70,11 +71,11 @@ def head_iou(
     areas = np.zeros((backbone.layers, backbone.heads, 3, len(NAMES) + 1), dtype=np.int64)
     for i in draw(len(data), limit, 0):
         sample = data[i]
-        present = [k for k in np.unique(sample.target) if k >= 0]
+        present = np.array([k for k in np.unique(sample.target) if k >= 0])
         maps = head_maps(backbone, sample, [NAMES[k] for k in present], size)
         for layer, heads in enumerate(maps):
-            for head, one in enumerate(heads):
-                labels = np.array(present)[upsample(one, sample.target.shape).argmax(0).numpy()]
+            for head, scores in enumerate(heads):  # [K', h, w]
+                labels = present[upsample(scores, sample.target.shape).argmax(0).cpu().numpy()]
                 counts = metrics.confusion(labels, sample.target, len(NAMES))
                 areas[layer, head] += metrics.areas(counts)
     return metrics.iou_of_areas(areas, background=False)

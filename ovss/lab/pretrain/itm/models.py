@@ -24,9 +24,9 @@ from ovss.lab.pretrain.itm.words import CONTEXT
 
 SIDE, PATCH, WIDTH = 64, 8, 192  # of the image tower: the lab CLIP's
 DEPTH = 5  # without the last block, which CLIP trains for the class token alone
-SHARP = 5.0  # factor of the cross-attention's queries and keys at the start
+QUERY_KEY_SCALE = 5.0  # factor of the cross-attention's queries and keys at the start
 TEXT = {"hidden_size": 128, "num_attention_heads": 4}
-CALM = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 LAYERS = 4  # with cross-attention, of 4 heads
 EMBEDDING = 128  # of the contrastive loss
 
@@ -40,8 +40,9 @@ class Blip(nn.Module):
         super().__init__()
         self.model: Any = BlipForImageTextRetrieval(_blip_config(len(tokenizer)))
         self.pad, self.encode = tokenizer.pad_token_id, len(tokenizer) + 1
-        self.doubt = nn.Linear(TEXT["hidden_size"], 1)
-        sharpen(layer.crossattention for layer in self.model.text_encoder.encoder.layer)
+        self.replaced_head = nn.Linear(TEXT["hidden_size"], 1)
+        layers = self.model.text_encoder.encoder.layer
+        scale_queries_and_keys(layer.crossattention for layer in layers)
 
     @property
     def image_tower(self) -> nn.Module:
@@ -51,7 +52,7 @@ class Blip(nn.Module):
     def image(self, pixels: Tensor, keep: float = 1.0) -> States:
         """[B, 3, S, S] -> tokens [B, 1 + L', D] of a share of the patches."""
         vision = self.model.vision_model
-        hidden = some(vision.embeddings(pixels), keep)
+        hidden = patch_dropout(vision.embeddings(pixels), keep)
         return (vision.post_layernorm(vision.encoder(hidden).last_hidden_state),)
 
     def text(self, ids: Tensor) -> States:
@@ -86,16 +87,16 @@ class Blip(nn.Module):
         """
         vision = self.model.vision_model
         _copy(vision.post_layernorm, clip.ln_post)
-        for mine, its in zip(
+        for target, source in zip(
             vision.encoder.layers, clip.transformer.resblocks[:DEPTH], strict=True
         ):
-            _copy(mine.layer_norm1, its.ln_1)
-            _copy(mine.layer_norm2, its.ln_2)
-            mine.self_attn.qkv.weight.copy_(its.attn.in_proj_weight)
-            mine.self_attn.qkv.bias.copy_(its.attn.in_proj_bias)
-            _copy(mine.self_attn.projection, its.attn.out_proj)
-            _copy(mine.mlp.fc1, its.mlp.c_fc)
-            _copy(mine.mlp.fc2, its.mlp.c_proj)
+            _copy(target.layer_norm1, source.ln_1)
+            _copy(target.layer_norm2, source.ln_2)
+            target.self_attn.qkv.weight.copy_(source.attn.in_proj_weight)
+            target.self_attn.qkv.bias.copy_(source.attn.in_proj_bias)
+            _copy(target.self_attn.projection, source.attn.out_proj)
+            _copy(target.mlp.fc1, source.mlp.c_fc)
+            _copy(target.mlp.fc2, source.mlp.c_proj)
         parts = vision.embeddings
         parts.class_embedding.copy_(clip.class_embedding[None, None])
         parts.position_embedding.copy_(clip.positional_embedding[None])
@@ -122,9 +123,9 @@ class BridgeTower(nn.Module):
         width = self.model.config.hidden_size
         self.image_head, self.text_head = nn.Linear(WIDTH, EMBEDDING), nn.Linear(width, EMBEDDING)
         self.pad = tokenizer.pad_token_id
-        self.doubt = nn.Linear(width, 1)
+        self.replaced_head = nn.Linear(width, 1)
         towers = (*self.tower.cross_modal_text_layers, *self.tower.cross_modal_image_layers)
-        sharpen(layer.crossattention for layer in towers)
+        scale_queries_and_keys(layer.crossattention for layer in towers)
 
     @property
     def image_tower(self) -> nn.Module:
@@ -139,7 +140,7 @@ class BridgeTower(nn.Module):
         """[B, 3, S, S] -> what the cross-modal layers read [B, 1 + L', D] of a share of the
         patches, and the last state."""
         visual = self.tower.vision_model.visual
-        hidden = some(visual.ln_pre(visual.embeddings(pixels)), keep).transpose(0, 1)
+        hidden = patch_dropout(visual.ln_pre(visual.embeddings(pixels)), keep).transpose(0, 1)
         states = []
         for number, block in enumerate(visual.transformer.resblocks, 1):
             hidden = block(hidden)
@@ -198,14 +199,14 @@ class BridgeTower(nn.Module):
         visual.embeddings.patch_embedding.weight.copy_(clip.conv1.weight)
         _copy(visual.ln_pre, clip.ln_pre)
         _copy(visual.ln_post, clip.ln_post)
-        for mine, its in zip(
+        for target, source in zip(
             visual.transformer.resblocks, clip.transformer.resblocks[:DEPTH], strict=True
         ):
-            mine.load_state_dict(its.state_dict())
+            target.load_state_dict(source.state_dict())
 
 
-def some(tokens: Tensor, keep: float) -> Tensor:
-    """Tokens [B, 1 + L, D] -> the class token and a random share of the patches' (as in FLIP)."""
+def patch_dropout(tokens: Tensor, keep: float) -> Tensor:
+    """Drop patches at random (FLIP): [B, 1 + L, D] -> the class token and `keep` of the rest."""
     if keep == 1:
         return tokens
     patches = tokens.shape[1] - 1
@@ -216,16 +217,18 @@ def some(tokens: Tensor, keep: float) -> Tensor:
 
 
 @torch.no_grad()
-def sharpen(attentions: Iterable[Any]) -> None:
-    """The library's start is so small that each token sees the mean of the image, and a small model
-    can do with that for long: it would find what is there and not where."""
+def scale_queries_and_keys(attentions: Iterable[Any]) -> None:
+    """Scale the initial queries and keys of cross-attention.
+
+    The library's are so small that each token sees the mean of the image, and a small model can do
+    with that for long: it would find what is there and not where."""
     for attention in attentions:
-        attention.self.query.weight.mul_(SHARP)
-        attention.self.key.weight.mul_(SHARP)
+        attention.self.query.weight.mul_(QUERY_KEY_SCALE)
+        attention.self.key.weight.mul_(QUERY_KEY_SCALE)
 
 
-def _copy(mine: nn.Module, its: nn.Module) -> None:
-    mine.load_state_dict(its.state_dict())
+def _copy(target: nn.Module, source: nn.Module) -> None:
+    target.load_state_dict(source.state_dict())
 
 
 def _blip_config(words: int) -> Any:
@@ -240,7 +243,7 @@ def _blip_config(words: int) -> Any:
     }
     text = {
         **TEXT,
-        **CALM,
+        **NO_DROPOUT,
         "intermediate_size": 512,
         "num_hidden_layers": LAYERS,
         "encoder_hidden_size": WIDTH,
@@ -267,7 +270,7 @@ def _bridgetower_config(tokenizer: Any) -> Any:
     }
     text = {
         **TEXT,
-        **CALM,
+        **NO_DROPOUT,
         "intermediate_size": 256,
         "num_hidden_layers": DEPTH,
         "vocab_size": len(tokenizer),

@@ -1,179 +1,165 @@
 """Train the lab's matching models on scenes and captions: contrast, and matching.
 
 As ALBEF, BLIP and BridgeTower do: image and text are embedded and drawn together (ITC), and the
-model with cross-attention tells right pairs from wrong ones (ITM). A quarter of the wrong pairs
+model with cross-attention classifies pairs as right or wrong (ITM). A quarter of the wrong pairs
 have the image of another caption, a quarter another image's caption, both drawn by similarity; in
-the rest words of the caption are swapped, and of each word is asked whether it is one of those.
-What the words say is known from the captions alone; no mask is ever seen. The image tower is the
-lab CLIP's and stays as it is.
+the rest words of the caption are replaced, and each word is classified as replaced or not, as in
+replaced-token detection (ELECTRA). What the words say is known from the captions alone; no mask is
+ever seen. The image tower is the lab CLIP's and stays as it is.
 """
 
 from __future__ import annotations
 
-import json
-import tempfile
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from safetensors.torch import save
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
+from torch.nn.attention import SDPBackend
 
-from ovss import paths
 from ovss.backbones.clip import ClipBackbone
 from ovss.backbones.itm import ItmBackbone
-from ovss.lab.cards import origin, write_card
-from ovss.lab.pretrain.clip.views import MEAN, STD, normalise
-from ovss.lab.pretrain.itm.losses import contrast, doubting, hard_negatives, matching
+from ovss.lab.pretrain.batches import MEAN, STD, draw_scenes, normalise, stack_pixels
+from ovss.lab.pretrain.itm.losses import (
+    contrastive_loss,
+    hard_negatives,
+    matching_loss,
+    replaced_token_loss,
+)
 from ovss.lab.pretrain.itm.measure import measure
 from ovss.lab.pretrain.itm.models import SIDE, Blip, BridgeTower, States
-from ovss.lab.pretrain.itm.recipe import LESSONS, RECIPES, Batches, Recipe
+from ovss.lab.pretrain.itm.recipe import BRIDGETOWER, Recipe, make_batch
 from ovss.lab.pretrain.itm.words import make_bytepairs, make_wordpiece
-from ovss.lab.scenes import render
-from ovss.training.loop import Batch, Progress, adamw, run
+from ovss.lab.pretrain.trainer import Split, ZooTrainer, write_weights
+from ovss.training.card import Gate, write_json
+from ovss.training.curriculum import Batches
 
-READ = 6000  # captions, by the tokenizer
-FAMILIES: dict[str, Any] = {
-    "blip-itm": (Blip, make_wordpiece),
-    "bridgetower": (BridgeTower, make_bytepairs),
-}
-PROCESSORS = {"blip-itm": "BlipImageProcessor", "bridgetower": "BridgeTowerImageProcessor"}
+CAPTIONS = 6000  # read by the tokenizer
 
 
-class Trainer(Progress):
+class ItmTrainer(ZooTrainer[Recipe]):
     """One of the two models, its losses and its optimiser."""
 
+    family: ClassVar[Any]
+    make_tokenizer: ClassVar[Any]
+    processor: ClassVar[str]
+    cpu_attention = (SDPBackend.MATH,)  # the fused kernel's backward pass is slower on a CPU
+    gates = (
+        Gate("match", "tells captions from captions with a word replaced, %", 80.0),
+        Gate(  # maps that are the same everywhere get 6
+            "things",
+            "mIoU of things by GradCAM at the best head, things and stuff in the prompt",
+            10.0,
+        ),
+    )
     model: Any
 
-    def __init__(self, name: str, recipe: Recipe, device: str) -> None:
+    def __init__(self, recipe: Recipe | None = None, device: str | torch.device = "cpu") -> None:
         super().__init__(recipe, device)
-        kind, make_tokenizer = FAMILIES[name]
-        scenes = [render("pretrain", i, SIDE, recipe.stages[-1].world) for i in range(READ)]
-        self.name = name
-        self.tokenizer = make_tokenizer(scene.caption for scene in scenes)
-        self.model = kind(self.tokenizer)
-        pixels = torch.from_numpy(np.stack([scene.image for scene in scenes[:64]]))
-        clip = ClipBackbone.load("clip").model.visual.float()
-        self.model.start_from(clip, normalise(pixels.permute(0, 3, 1, 2)))
-        self.model.to(device).image_tower.requires_grad_(False)
-        self.optimiser = adamw(self.model, recipe.rate, recipe.weight_decay, 0.98)
+        scenes = draw_scenes(range(CAPTIONS), SIDE, self.recipe.stages[-1].world)
+        self.tokenizer = self.make_tokenizer(scene.caption for scene in scenes)
+        model = self.family(self.tokenizer)
+        pixels = stack_pixels([scene.image for scene in scenes[:64]])
+        model.start_from(ClipBackbone.load("clip").model.visual.float(), normalise(pixels))
+        model.image_tower.requires_grad_(False)
+        self.optimise(model)
 
-    def advance(self, batch: Batch) -> float:
-        """One step on what `Batches` gives."""
-        self.model.train()
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.recipe.learning_rate(self.step)
-        torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)  # a resumed run draws the same
-        with torch.autocast(self.device, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            loss = self.loss(*batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self.step, self.images = self.step + 1, self.images + len(batch[0])
-        return float(loss.detach())
+    def batches(self) -> Batches[Any]:
+        """Pixels, captions and replaced captions of every step."""
+        return Batches(self.recipe, partial(make_batch, self.tokenizer, self.recipe.tagged))
 
-    def backbone(self) -> ItmBackbone:
-        """The model as it would be saved now, for measuring."""
-        with tempfile.TemporaryDirectory() as folder:  # the model's own may hold an older card
-            self.write(Path(folder))
-            return ItmBackbone.load(Path(folder))
+    def loss(
+        self, pixels: Tensor, right: Tensor, swapped: Tensor, replaced: Tensor, named: Tensor
+    ) -> Tensor:
+        """ITC + ITM + replaced-token detection of a batch, see `make_batch`."""
+        with self.precision():
+            return self._loss(pixels, right, swapped, replaced, named)
 
-    def _share(self) -> float:
-        """Of the patches that are seen."""
-        keeps = self.recipe.stage(self.step).keeps
-        return float(keeps[int(torch.randint(len(keeps), ()))]) if len(keeps) > 1 else keeps[0]
+    def _loss(
+        self, pixels: Tensor, right: Tensor, swapped: Tensor, replaced: Tensor, named: Tensor
+    ) -> Tensor:
+        model, temperature = self.model, self.recipe.temperature
+        image = model.image(normalise(pixels), self._keep_ratio())
+        text, other = model.text(right), model.text(swapped)
+        embeddings = model.image_embedding(image), model.text_embedding(text)  # [B, E] each
+        wrong = hard_negatives(*embeddings, named, temperature)
+        # One wrong pair for each right one: a quarter with another image, a quarter with another
+        # caption, half with the caption's words replaced.
+        half, everything = len(pixels) // 2, torch.arange(len(pixels), device=pixels.device)
+        quarter, rest = everything[: half // 2], everything[half:]
+        images = torch.cat([wrong.images[: half // 2], everything[half // 2 :]])  # [B]
+        captions = torch.cat([quarter, wrong.captions[half // 2 : half]])  # [B / 2]
+        texts = join((text, pick(text, captions), pick(other, rest)))
+        logits, states = model.match(join((image, pick(image, images))), texts)  # [2B, 2], ...
+        detected = model.replaced_head(states)[..., 0].float()  # [2B, T]
+        in_right, in_wrong = detected[half : len(pixels)], detected[len(pixels) + half :]
+        words = right[half:] != model.pad, swapped[half:] != model.pad
+        return (
+            contrastive_loss(*embeddings, named, temperature)
+            + matching_loss(logits[: len(pixels)], logits[len(pixels) :])
+            + replaced_token_loss(in_right[words[0]], in_wrong, replaced[half:], words[1])
+        )
+
+    def _keep_ratio(self) -> float:
+        """Of the patches that are seen in this step, drawn from those of the stage."""
+        ratios = self.recipe.at(self.done).stage.keep_ratios
+        return ratios[int(torch.randint(len(ratios), ()))] if len(ratios) > 1 else ratios[0]
+
+    def metrics(self, backbone: Any, split: Split, scenes: int | None) -> dict[str, float]:
+        """See `measure`."""
+        return measure(backbone, split, scenes)
 
     def write(self, folder: Path) -> None:
-        """The model as it is now, as the library saves one: weights in float16."""
+        """Write the model as its library saves one."""
         model = self.model.model
         model.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         pixels = {"size": {"height": SIDE, "width": SIDE}, "image_mean": MEAN, "image_std": STD}
-        kind = {"image_processor_type": PROCESSORS[self.name]}
-        halves = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-        for name, content in (
-            ("preprocessor_config.json", json.dumps({**kind, **pixels}, indent=2).encode()),
-            ("model.safetensors", save(halves, metadata={"format": "pt"})),
-        ):
-            with paths.atomic(folder / name) as file:
-                file.write(content)
+        kind = {"image_processor_type": self.processor}
+        write_json(folder / "preprocessor_config.json", {**kind, **pixels})
+        write_weights(folder / "model.safetensors", model.state_dict())
 
-    def loss(
-        self, pixels: Tensor, right: Tensor, swapped: Tensor, false: Tensor, named: Tensor
-    ) -> Tensor:
-        """ITC + ITM + doubt of a batch."""
-        model, temperature = self.model, self.recipe.temperature
-        image = model.image(normalise(pixels), self._share())
-        text, other = model.text(right), model.text(swapped)
-        embeddings = model.image_embedding(image), model.text_embedding(text)
-        wrong = hard_negatives(*embeddings, named, temperature)
-        size, half = len(pixels), len(pixels) // 2
-        quarter, rest = half // 2, torch.arange(half, size)
-        # One wrong pair for each right one: a quarter with another image, a quarter with another
-        # caption, half with the caption spoilt.
-        its = torch.cat([wrong.images[:quarter], torch.arange(quarter, size)])
-        whole = torch.cat([torch.arange(quarter), wrong.captions[quarter:half]])
-        texts = join((text, pick(text, whole), pick(other, rest)))
-        logits, states = model.match(join((image, pick(image, its))), texts)
-        doubt = model.doubt(states)[..., 0].float()
-        words = right[half:] != model.pad, swapped[half:] != model.pad
-        return (
-            contrast(*embeddings, named, temperature)
-            + matching(logits[:size], logits[size:])
-            + doubting(doubt[half:size][words[0]], doubt[size + half :], false[half:], words[1])
-        )
+    def load(self, folder: Path) -> ItmBackbone:
+        """The backbone in `folder`."""
+        return ItmBackbone.load(folder, device=self.device)
+
+    @property
+    def shipped(self) -> Any:
+        """The library's model, without what only training needs."""
+        return self.model.model
 
 
-def train(name: str, folder: Path, device: str = "cpu", recipe: Recipe | None = None) -> None:
-    """Run the recipe and write the model to `folder`; progress is kept beside it until the end."""
-    recipe = recipe or RECIPES[name]
-    folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(name, recipe, device)
-    run(
-        trainer,
-        folder,
-        partial(Batches, recipe, trainer.tokenizer),
-        lambda loss: _examine(trainer, loss),
-        lambda: _finish(trainer, folder),
+class BlipTrainer(ItmTrainer):
+    """BLIP."""
+
+    name = "blip-itm"
+    what = (
+        "a BLIP of transformers, trained to match scenes of the lab world with captions at 64 px; "
+        "its image tower is the lab CLIP's"
     )
+    default_recipe = Recipe()
+    family = Blip
+    make_tokenizer = staticmethod(make_wordpiece)
+    processor = "BlipImageProcessor"
 
 
-def _examine(trainer: Trainer, loss: float) -> None:
-    """Add a point to the curve; the last weights are the ones to keep."""
-    trainer.model.eval()
-    point = measure(trainer.backbone(), "tune", trainer.recipe.curve_scenes)
-    curve = {"images": trainer.images, "seconds": trainer.seconds, "loss": loss, **point}
-    trainer.curve.append(curve)
+class BridgeTowerTrainer(ItmTrainer):
+    """BridgeTower."""
 
-
-def _finish(trainer: Trainer, folder: Path) -> None:
-    """Write the folder and its card."""
-    recipe, backbone = trainer.recipe, trainer.backbone()
-    card = {
-        "name": trainer.name,
-        "what": f"a {type(trainer.model).__name__} of transformers, trained to match scenes of the "
-        "lab world with captions at 64 px; its image tower is the lab CLIP's",
-        "parameters": sum(p.numel() for p in trainer.model.model.parameters()),
-        "recipe": asdict(recipe),
-        "images_seen": trainer.images,
-        "minutes": round(trainer.seconds / 60, 1),
-        **origin(),
-        "tune": measure(backbone, "tune", recipe.card_scenes),
-        "val": measure(backbone, "val", recipe.card_scenes),
-        "tried": list(LESSONS),
-    }
-    trainer.write(folder)
-    write_card(folder, trainer.curve, card, "model.safetensors")
+    name = "bridgetower"
+    what = BlipTrainer.what.replace("BLIP", "BridgeTower")
+    default_recipe = BRIDGETOWER
+    family = BridgeTower
+    make_tokenizer = staticmethod(make_bytepairs)
+    processor = "BridgeTowerImageProcessor"
 
 
 def pick(states: States, indices: Tensor) -> States:
+    """Select rows of each state."""
     return tuple(state[indices] for state in states)
 
 
 def join(parts: tuple[States, ...]) -> States:
+    """Concatenate states along the batch."""
     return tuple(torch.cat(states) for states in zip(*parts, strict=True))

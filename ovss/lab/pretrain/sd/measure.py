@@ -1,4 +1,4 @@
-"""What the lab's diffusion model can do: reconstruct, tell noise, and attend within objects."""
+"""What the lab's diffusion model can do: reconstruct, predict noise, attend within objects."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from ovss import paths
 from ovss.backbones.diffusion import DiffusionBackbone
 from ovss.datasets import open_dataset
 from ovss.evaluation.counting import draw
-from ovss.lab.pretrain.attention_in_mask import inside_share
+from ovss.lab.pretrain.attention_in_mask import attention_in_mask, instances
 
-TIMES = (50, 150, 300, 500, 700, 900)  # of 1000, at which the noise is guessed
+TIMES = (50, 150, 300, 500, 700, 900)  # of 1000, at which the noise is predicted
 BATCH = 10
 
 
@@ -24,11 +21,11 @@ BATCH = 10
 def measure(
     backbone: DiffusionBackbone, split: Literal["tune", "val"], limit: int | None = None
 ) -> dict[str, float]:
-    """The numbers of the training curve.
+    """Measure a diffusion model as the training curve has it.
 
-    psnr of reconstructions in dB; noise: mean squared error of the guessed noise over `TIMES`,
-    with the empty prompt; inside: percent of an object pixel's self-attention that falls on its own
-    object, all heads' mean.
+    "psnr" of reconstructions in dB; "noise": mean squared error of the predicted noise over
+    `TIMES`, with the empty prompt; "attention_in_mask": percent of an object patch's self-attention
+    that falls inside the object's mask, all heads' mean.
     """
     data = open_dataset("lab-20", split=split)
     order = draw(len(data), limit, 0)
@@ -36,21 +33,16 @@ def measure(
     for first in range(0, len(order), BATCH):
         chosen = order[first : first + BATCH]
         images = [data[i].image for i in chosen]
-        pixels = torch.stack([backbone.preprocess(image) for image in images])
+        pixels = torch.stack([backbone.preprocess(image) for image in images])  # [B, 3, S, S]
+        pixels = pixels.to(backbone.device)
         latents = backbone.latents(pixels)
         psnr += _psnr(backbone, pixels, latents)
         noise += _noise_error(backbone, latents)
         attention = torch.cat(backbone.attention(images), 1).mean(1)  # [B, L, L]
-        for one, i in zip(attention, chosen, strict=True):
-            inside += inside_share(one, instances(data.ids[i])).share.tolist()
+        for maps, i in zip(attention, chosen, strict=True):
+            inside += attention_in_mask(maps, instances(data.ids[i])).mass.tolist()
     means = [float(np.mean(numbers)) for numbers in (psnr, noise, inside)]
-    return {"psnr": means[0], "noise": means[1], "inside": 100 * means[2]}
-
-
-def instances(name: str) -> NDArray[np.uint8]:
-    """The instances of a lab image [H, W], 0 for what is no thing."""
-    with Image.open(paths.data("lab", "SegmentationObject", f"{name}.png")) as file:
-        return np.array(file)
+    return {"psnr": means[0], "noise": means[1], "attention_in_mask": 100 * means[2]}
 
 
 def _psnr(backbone: DiffusionBackbone, pixels: Tensor, latents: Tensor) -> list[float]:
@@ -61,12 +53,13 @@ def _psnr(backbone: DiffusionBackbone, pixels: Tensor, latents: Tensor) -> list[
 
 
 def _noise_error(backbone: DiffusionBackbone, latents: Tensor) -> list[float]:
-    """Of each image, the mean squared error of the guessed noise over `TIMES`."""
-    noise = backbone.noise(0).expand_as(latents)
+    """Of each image, the mean squared error of the predicted noise over `TIMES`."""
+    noise = backbone.noise(0).to(latents).expand_as(latents)
     prompt = backbone.prompt.expand(len(latents), -1, -1)
-    errors = torch.zeros(len(latents))
+    errors = torch.zeros(len(latents), device=latents.device)
     for time in TIMES:
-        noisy = backbone.scheduler.add_noise(latents, noise, torch.tensor([time]))
-        guess = backbone.unet(noisy, time, encoder_hidden_states=prompt).sample
-        errors += (guess - noise).square().mean((1, 2, 3)) / len(TIMES)
+        at = torch.tensor([time], device=latents.device)
+        noisy = backbone.scheduler.add_noise(latents, noise, at)
+        predicted = backbone.unet(noisy, time, encoder_hidden_states=prompt).sample
+        errors += (predicted - noise).square().mean((1, 2, 3)) / len(TIMES)
     return list(errors.tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 START, END = "<|startoftext|>", "<|endoftext|>"
 CONTEXT = 24  # tokens of a caption
 TEXT_WIDTH = 128
-LIKENESS = 1.5  # of queries and keys at the start, see `make_unet`
+QUERY_KEY_SCALE = 1.5  # of their equal weights at the start, see `make_unet`
 SIDE = 32  # positions of the latent along a side of a 128 px image
 
 VAE: dict[str, Any] = {
@@ -62,7 +63,7 @@ def make_unet() -> Any:
     unet: Any = UNet2DConditionModel(**UNET)
     for name, module in unet.named_modules():
         if name.endswith("attn1"):
-            nn.init.orthogonal_(module.to_q.weight, LIKENESS)
+            nn.init.orthogonal_(module.to_q.weight, QUERY_KEY_SCALE)
             module.to_k.weight.data.copy_(module.to_q.weight)
     return unet
 
@@ -112,8 +113,8 @@ def make_tokenizer(captions: Iterable[str]) -> Any:
 
 
 def save_parts(folder: Path, models: Mapping[str, Any], tokenizer: Any) -> None:
-    """Write the layout of `StableDiffusionPipeline.save_pretrained`, weights in float16."""
+    """Write copies in the layout of `StableDiffusionPipeline.save_pretrained`, in float16."""
     for name, model in models.items():
-        model.to(torch.float16).save_pretrained(folder / name)
+        copy.deepcopy(model).to(torch.float16).save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / "tokenizer")
     make_scheduler().save_pretrained(folder / "scheduler")
