@@ -114,8 +114,9 @@ def _add_classes(parser: argparse.ArgumentParser, default: str, summary: str) ->
     parser.add_argument(
         "--classes",
         default=default,
-        metavar=f"{words}image|clip|gpt-4o|FILE.json",
-        help=f"{summary}: its truth, CLIP, GPT-4o, or a file of answers (default {default})",
+        metavar=f"{words}image|clip|gpt-4o|FILE.json[:first]",
+        help=f"{summary}: its truth, CLIP, GPT-4o, or a file of answers (FILE.json:first takes the "
+        f"first class where an answer leaves none, as the authors do; default {default})",
     )
 
 

@@ -44,3 +44,10 @@ class DatasetError(OvssError, FileNotFoundError):
 
 class ProfileError(OvssError, ValueError):
     """A profile holds a key or a value that no notebook knows."""
+
+
+def one_line(value: object, longest: int = 300) -> str:
+    """Give `value` as a line of at most `longest` letters, what cannot be printed escaped."""
+    text = " ".join(str(value).split())
+    text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text[: 2 * longest])
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."

@@ -18,6 +18,12 @@ TINY: dict[str, Any] = {
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 4, "head_width": 8},
     "text_cfg": {"context_length": 24, "vocab_size": 300, "width": 16, "heads": 2, "layers": 2},
 }
+OPENAI: dict[str, Any] = {  # of the shapes that OpenAI's names of the weights tell
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+    "quick_gelu": True,
+}
 
 
 def save_clip(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clips import TINY, save_clip
+from clips import OPENAI, TINY, save_clip
 from ovss.backbones import loading, registry
 from ovss.backbones.clip import ClipBackbone
 from ovss.errors import CheckpointError, OvssError, UnknownNameError
@@ -33,20 +35,8 @@ def test_layouts(tmp_path: Path, layout: str, dtype: torch.dtype) -> None:
 
 
 def test_openai_state_dict(tmp_path: Path) -> None:
-    config = {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2},
-        "text_cfg": {
-            "context_length": 77,
-            "vocab_size": 49408,
-            "width": 64,
-            "heads": 1,
-            "layers": 1,
-        },
-        "quick_gelu": True,
-    }
     torch.manual_seed(0)
-    model = open_clip.CLIP(**config).half().float().eval()
+    model = open_clip.CLIP(**OPENAI).half().float().eval()
     save_file({k: v.half() for k, v in model.state_dict().items()}, tmp_path / "w.safetensors")
     found = ClipBackbone.load(tmp_path / "w.safetensors")
     images = torch.randn(1, 3, 32, 32)
@@ -157,9 +147,34 @@ def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
     def fail(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(open_clip, "download_pretrained", fail)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr(loading, "fetch", fail)
     with pytest.raises(CheckpointError, match=r"600 MB.*no route to host.*give its path"):
         ClipBackbone.load("ViT-B-16-quickgelu/openai")
+
+
+def test_openais_own_file_is_the_second_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    asked: dict[str, Any] = {}
+
+    def fetch(url: str, target: Path, **options: Any) -> Path:
+        asked.update(options, url=url)
+        target.parent.mkdir(parents=True)
+        torch.save(
+            {name: v.half() for name, v in open_clip.CLIP(**OPENAI).state_dict().items()}, target
+        )
+        return target
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr(loading, "fetch", fetch)
+    monkeypatch.setattr(loading, "CACHE", str(tmp_path / "cache"))
+    found = ClipBackbone.load("ViT-B-16-quickgelu/openai")
+    assert found.checkpoint.startswith("ViT-B-16-quickgelu/openai@")
+    assert found.checkpoint.endswith(f"{asked['sha256']}/ViT-B-16.pt)") and found.heads == 1
 
 
 def test_published_names_are_known_to_open_clip(
@@ -170,11 +185,13 @@ def test_published_names_are_known_to_open_clip(
             recipe = open_clip.get_pretrained_cfg(*entry.open_clip)
             assert recipe["hf_hub"].strip("/") in entry.hubs
             assert open_clip.get_model_config(entry.open_clip[0])
-    saved = save_clip(tmp_path / "hub", layout="open_clip") / "open_clip_model.safetensors"
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda *_: str(saved))
+    saved = save_clip(tmp_path / "hub", layout="open_clip")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(saved))
     monkeypatch.setattr(open_clip, "get_model_config", lambda _: TINY)
-    found = ClipBackbone.load("ViT-H-14/laion2b_s32b_b79k")
-    assert found.checkpoint.startswith("ViT-H-14/laion2b_s32b_b79k@")
+    found = ClipBackbone.load("ViT-L-14-336-quickgelu/openai")
+    assert found.checkpoint.startswith("ViT-L-14-336-quickgelu/openai@")
+    with pytest.raises(CheckpointError, match="another file than was published"):
+        ClipBackbone.load("ViT-H-14/laion2b_s32b_b79k")  # whose hash is known
 
 
 def test_unusable_device(folder: Path) -> None:

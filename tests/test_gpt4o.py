@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,22 @@ def test_an_api_that_stays_busy(tmp_path: Path, waits: list[float]) -> None:
         ((429, {}, {"error": {"message": "empty", "code": "insufficient_quota"}}), "429: empty"),
         ((200, {}, {"choices": []}), "gave no answer"),
         ((200, {}, b"<html>"), "gave no answer: .*html"),
+        ((404, {}, {"error": "no such model"}), "answers 404: no such model"),
+        ((404, {}, {"error": ["no such model"]}), "answers 404: .*no such model"),
+        ((200, {}, {"error": "no such model"}), "gave no answer: .*no such model"),
+        ((200, {}, {"choices": [{"message": {"content": 3}}]}), "gave no answer"),
+        ((200, {}, {"choices": {"0": 1}}), "gave no answer"),
+        ((200, {}, b"[" * 200_000), "gave no answer"),
+        ((200, {}, b"9" * 10_000), "gave no answer"),
+        (
+            (401, {}, {"error": {"message": "you sent Bearer secret"}}),
+            r"401: you sent Bearer \*\*\*",
+        ),
+        (
+            (302, {"Location": "http://other/secret"}, b""),
+            r"302, a redirect to http://other/\*\*\*",
+        ),
+        ((307, {}, b""), "307, a redirect to nowhere"),
     ],
 )
 def test_what_waiting_does_not_mend(
@@ -161,6 +178,92 @@ def test_a_refused_image_is_an_image_without_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", None, "I see nothing.", "[9: x], [99]", "[0: y], [99]"])
 def test_hostile_answers(tmp_path: Path, text: Any) -> None:
     assert tagger(Api(said(text)), tmp_path)([noise(8, 8)], WORDS) == [[]]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("reason", ["length", "LENGTH", "max_tokens", "tool_calls", "error", 7])
+def test_an_answer_that_was_cut_off_is_not_kept(tmp_path: Path, reason: Any) -> None:
+    choice = {"finish_reason": reason, "message": {"content": "[1: cat, 2: do"}}
+    with pytest.raises(OvssError, match=r"cut its answer off \(finish_reason"):
+        tagger(Api((200, {}, {"choices": [choice]})), tmp_path)([noise(8, 8)], WORDS)  # type: ignore[list-item]
+    assert not list(tmp_path.iterdir())
+    for whole in ("stop", None, "content_filter"):
+        api = Api((200, {}, {"choices": [{**choice, "finish_reason": whole}]}))
+        found = tagger(api, tmp_path / str(whole))([noise(8, 8)], WORDS)  # type: ignore[list-item]
+        assert found == [[] if whole == "content_filter" else [0, 1]]
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        "many",
+        [1],
+        {},
+        {"prompt_tokens": None, "completion_tokens": 3},
+        {"prompt_tokens": float("inf"), "completion_tokens": 3},
+        {"prompt_tokens": "12", "completion_tokens": 3},
+        {"prompt_tokens": -1, "completion_tokens": 3},
+        {"prompt_tokens": True, "completion_tokens": 10**12},
+    ],
+)
+def test_a_bill_without_a_count_of_tokens(tmp_path: Path, usage: Any) -> None:
+    reply = {"choices": [{"message": {"content": "[1: cat], [99]"}}], "usage": usage}
+    found = tagger(Api((200, {}, reply)), tmp_path)
+    assert found([noise(8, 8)], WORDS) == [[0]]  # type: ignore[list-item]
+    assert (found.bill.asked, found.bill.uncounted, found.bill.cost) == (1, 1, 0)
+    assert "unknown cost" in str(found.bill)
+
+
+@pytest.mark.parametrize("content", ["", '{"answ', "[]", '{"answer": 3}', "[" * 10**5, "\xff\xfe"])
+def test_a_damaged_answer_on_the_disk_is_asked_again(tmp_path: Path, content: str) -> None:
+    api = Api(said("[1: cat], [99]"))
+    assert tagger(api, tmp_path)([noise(8, 8)], WORDS) == [[0]]  # type: ignore[list-item]
+    (place,) = tmp_path.glob("*.json")
+    place.write_text(content, encoding="latin-1")
+    assert tagger(api, tmp_path)([noise(8, 8)], WORDS) == [[0]]  # type: ignore[list-item]
+    assert len(api.seen) == 2 and json.loads(place.read_text())["answer"] == "[1: cat], [99]"
+
+
+def test_where_answers_cannot_be_kept_nothing_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    api = Api(said("[1: cat], [99]"))
+    with pytest.raises(OvssError, match="no folder for the answers"):
+        tagger(api, tmp_path / "file" / "cache")([noise(8, 8)], WORDS)  # type: ignore[list-item]
+    assert not api.seen
+
+
+@pytest.mark.parametrize("key", ["se\ncret", "\u201csecret\u201d", "se cret", "secrét", "se\0cret"])
+def test_keys_that_no_header_can_carry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    api = Api(said("[1: cat], [99]"))
+    monkeypatch.setattr("os.environ", {**os.environ, KEY: key})
+    with pytest.raises(OvssError, match="the key for the API holds") as caught:
+        tagger(api, tmp_path)([noise(8, 8)], WORDS)  # type: ignore[list-item]
+    assert not api.seen and key not in str(caught.value) and "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://api.openai.com/v1",
+        "ftp://x/y",
+        "https://",
+        "https://a b/",
+        "file:///etc/passwd",
+        "https://me:secret@host/",
+        "https://host:99999/",
+        "nonsense",
+        "https://h\nost/",
+    ],
+)
+def test_addresses_that_get_no_key(tmp_path: Path, url: str) -> None:
+    with pytest.raises(OvssError, match=r"https") as caught:
+        tagger(Api(said("")), tmp_path, url=url)
+    assert "secret" not in str(caught.value)
+    for options in ({"attempts": 0}, {"timeout": 0}, {"timeout": float("nan")}):
+        with pytest.raises(OvssError, match="needs an attempt"):
+            tagger(Api(said("")), tmp_path, **options)
 
 
 def test_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

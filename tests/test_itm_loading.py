@@ -226,7 +226,7 @@ def test_albefs_words_come_from_beside_it_or_the_hub(
         ItmBackbone.load(path)
     (tmp_path / "vocab.txt").unlink()
 
-    def refuse(name: str) -> None:
+    def refuse(name: str, **_: object) -> None:
         raise OSError(f"no {name}")
 
     monkeypatch.setattr(BertTokenizer, "from_pretrained", refuse)

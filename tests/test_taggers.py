@@ -72,6 +72,22 @@ def answers(texts: dict[str, str], classes: int = 20, **options: Any) -> Publish
         ("I cannot help with that.", (), (), "unreadable"),
         ("[], []", (), (), "unreadable"),
         ("[cat, dog], [90, 80]", (), (), "unreadable"),
+        ("[15: person, 8: cat], [0.95, 0.80]", (15, 8), (95, 80), None),
+        ("[15: person, 8: cat], [1.0, .8]", (15, 8), (100, 80), None),
+        ("[15: person, 8: cat], [1, 0]", (15, 8), (1, 0), None),
+        ("[15: person], [0.95%]", (15,), (0.95,), None),
+        ("[15: person, 8: cat], [95, 0.5]", (15, 8), (95, 0.5), None),
+        ("[15: person], [9.5e1]", (15,), (95,), None),
+        ("[15: person, 8: cat], [-5, 130%]", (15, 8), (-5, 130), "outside"),
+        ("['15': 'person', '8': 'cat'], ['95%', '80%']", (15, 8), (95, 80), None),
+        ('{"15": "person", "8": "cat"}', (15, 8), (100, 100), "unlisted"),
+        ('{"15": 95, "8": "80%"}', (15, 8), (95, 80), None),
+        ('{"15": 0.95, "8": 0.8}', (15, 8), (95, 80), None),
+        ('["15: person", "8: cat"]', (15, 8), (100, 100), "unlisted"),
+        ('[["15: person", "8: cat"], ["95%", "80%"]]', (15, 8), (95, 80), None),
+        ('[{"15": "person", "8": "cat"}, [95, 80]]', (15, 8), (95, 80), None),
+        (f"[{'1' * 10_000}: person, 8: cat], [95, 80]", (-1, 8), (95, 80), None),
+        (f"[0008: cat], [{'9' * 400}]", (8,), (float("inf"),), "outside"),
     ],
 )
 def test_answers_of_all_forms(
@@ -92,7 +108,9 @@ def test_no_text_is_an_error(text: str) -> None:
     found = read_answer(text)
     assert len(found.ids) == len(found.names) == len(found.percent)
     kept = answers({"a": text}).classes("a")
-    assert kept and len(kept) == len(set(kept)) and all(0 <= one < 20 for one in kept)
+    assert len(kept) == len(set(kept)) and all(0 <= one < 20 for one in kept)
+    assert kept or answers({"a": text}).report().nothing == ("a",)
+    assert answers({"a": text}, first_if_none=True).classes("a") == (kept or [0])
 
 
 def test_the_threshold_is_strict_and_an_id_may_repeat() -> None:
@@ -117,16 +135,18 @@ def test_golden_answers() -> None:
     for key, cases in golden.items():
         dataset, words, *_ = SETS[key]
         ids = class_ids(dataset, len(read_words(words)))
-        found = PublishedAnswers({str(i): one["answer"] for i, one in enumerate(cases)}, ids)
+        texts = {str(i): one["answer"] for i, one in enumerate(cases)}
+        found = PublishedAnswers(texts, ids, first_if_none=True)
         for i, one in enumerate(cases):
             assert found.classes(str(i)) == one["best_class_idx"], one["answer"]
 
 
 def test_without_a_class_the_first_one_counts_or_none() -> None:
     texts = {"low": "[7: 'car'], [70%]", "none": "", "zero": "[0: None], [100]"}
-    assert [answers(texts).classes(one) for one in texts] == [[0], [0], [0]]
-    bare = answers(texts, first_if_none=False)
-    assert [bare.classes(one) for one in texts] == [[], [], []]
+    assert [answers(texts).classes(one) for one in texts] == [[], [], []]
+    authors = answers(texts, first_if_none=True)
+    assert [authors.classes(one) for one in texts] == [[0], [0], [0]]
+    assert (answers(texts).name, authors.name) == ("published", "published-first")
     assert answers(texts, threshold=50).classes("low") == [6]
 
 
@@ -141,12 +161,13 @@ def test_a_report_names_the_images() -> None:
         "g": "[1: x], [10]",
     }
     report = answers(texts).report()
-    assert report.entries == 7 and report.mean == pytest.approx(9 / 7)
+    assert report.entries == 7 and report.mean == pytest.approx(6 / 7)
+    assert answers(texts, first_if_none=True).report().mean == pytest.approx(9 / 7)
     assert report.few == pytest.approx(100 * 6 / 7)
     assert (report.empty, report.unreadable, report.unlisted) == (("b",), ("c",), ("d",))
     assert (report.uneven, report.unknown) == (("e",), ("f",))
     assert report.nothing == ("b", "c", "g") and report.missing == ()
-    assert "7 images, 1.29 classes an image, 86 % with fewer than three" in str(report)
+    assert "7 images, 0.86 classes an image, 86 % with fewer than three" in str(report)
     assert "nothing: 3 (b, c, g)" in str(report) and "missing" not in str(report)
     part = answers(texts).report(["a", "z"])
     assert part.entries == 1 and part.missing == ("z",) and part.mean == 3
@@ -166,6 +187,36 @@ def test_what_is_no_file_of_answers(tmp_path: Path) -> None:
     found = PublishedAnswers.read(path, "voc21", 20)
     assert found.source.startswith("answers.json@") and len(found.source) == 25
     assert found.report().empty == ("a",) and found.classes("c") == [1]
+    assert found.classes("b") == [0]
+    for content, message in (
+        ("[" * 100_000, "is not JSON"),
+        ('{"a": "[1: x]", "a": "[2: y]"}', "holds 'a' twice"),
+        ('{"a": ' + "9" * 10_000 + "}", "is not JSON"),
+        ('{"a": ["person", "cat"]}', r"form of an answer is \[15: person"),
+        ('{"a": 15, "b": null}', r"form of an answer is \[15: person"),
+    ):
+        path.write_text(content)
+        with pytest.raises(OvssError, match=message):
+            PublishedAnswers.read(path, "voc21", 20)
+    path.write_bytes('{"a": "[2: dog], [80]"}'.encode("utf-16"))
+    assert PublishedAnswers.read(path, "voc21", 20).classes("a") == [1]
+    with pytest.raises(OvssError, match="are no file"):
+        PublishedAnswers.read(tmp_path, "voc21", 20)
+
+
+def test_a_file_decides_what_its_numbers_are(tmp_path: Path) -> None:
+    """Fractions if none of the unsigned ones is above 1; an odd answer is named, not guessed."""
+    fractions = answers(
+        {"a": "[1: x, 2: y], [0.95, 0.6]", "b": "[3: z], [1]", "c": "[4: w], [75%]"}
+    )
+    assert [fractions.classes(one) for one in "abc"] == [[0], [2], [3]]
+    assert "are fractions" in str(fractions.report())
+    mixed = {"a": "[1: x], [90]", "b": "[2: y], [0.95]", "c": "Sorry."}
+    assert answers(mixed).report().fraction == ("b",) and answers(mixed).classes("b") == []
+    path = tmp_path / "answers.json"
+    path.write_text(json.dumps(mixed))
+    with pytest.warns(UserWarning, match=r"unreadable: 1 \(c\); fraction: 1 \(b\)"):
+        PublishedAnswers.read(path, "voc21", 20)
 
 
 def test_images_and_words_must_fit() -> None:
@@ -187,7 +238,7 @@ def test_the_published_files(key: str) -> None:
     dataset, words, mean, few = SETS[key]
     names = read_words(words)
     path = Path(os.environ["OVSS_GPT4O"]) / f"{key}_classification_noboundary.json"
-    found = PublishedAnswers.read(path, dataset, len(names))
+    found = PublishedAnswers.read(path, dataset, len(names), first_if_none=True)
     report = found.report()
     assert (round(report.mean, 2), round(report.few)) == (mean, few)
     assert report.empty == report.unreadable == report.unlisted == ()
@@ -342,10 +393,11 @@ def test_the_command_line(
     path.write_text(json.dumps(dict(zip(data.ids, texts, strict=True))))
     command = ["evaluate", "--method", "colours", "--dataset", "voc21", "--root", str(voc)]
     printed = []
-    for classes in ("image", str(path)):
+    for classes in ("image", str(path), f"{path}:first"):
         assert cli.main([*command, "--classes", classes]) == 0
         printed.append(capsys.readouterr().out)
     assert "(mmseg-published-classes)" in printed[1]
+    assert "(mmseg-published-first-classes)" in printed[2]
     assert printed[0].splitlines()[:-1] == printed[1].splitlines()[:-1]
     assert cli.main([*command, "--classes", "clipp"]) == 2
     assert "did you mean 'clip'" in capsys.readouterr().err

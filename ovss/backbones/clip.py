@@ -92,16 +92,17 @@ class ClipBackbone:
         """Load a lab zoo name, a name of `registry.CHECKPOINTS`, a folder or a file.
 
         Raises:
-            CheckpointError, UnknownNameError: see `loading.load_clip`.
+            CheckpointError, UnknownNameError: see `clip_loading.load_clip`.
             OvssError: there is no such device here.
         """
         from .clip_loading import load_clip  # open_clip takes seconds to import
 
         place = find_device(device)
         found = load_clip(source)
-        found.model.to(device=place, dtype=dtype)
-        parts = (found.tokenize, found.mean, found.std, found.name, found.checkpoint)
-        return cls(found.model, *parts, place, dtype)
+        found.parts["model"].to(device=place, dtype=dtype)
+        return cls(
+            **found.parts, name=found.name, checkpoint=found.checkpoint, device=place, dtype=dtype
+        )
 
     @property
     def blocks(self) -> Sequence[Any]:

@@ -54,9 +54,10 @@ class DinoBackbone:
 
         place = find_device(device)
         found = load_dino(source)
-        found.model.to(device=place, dtype=dtype)
-        parts = (found.mean, found.std, found.name, found.checkpoint)
-        return cls(found.model, *parts, place, dtype)
+        found.parts["model"].to(device=place, dtype=dtype)
+        return cls(
+            **found.parts, name=found.name, checkpoint=found.checkpoint, device=place, dtype=dtype
+        )
 
     @property
     def patch(self) -> int:

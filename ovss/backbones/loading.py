@@ -1,33 +1,255 @@
-"""What the loaders of all networks share: configuration files, cards and hashes."""
+"""What the loaders of all networks share: gates for configurations and weights, and downloads.
+
+A folder's files come from anywhere. Its configuration is JSON of bounded size whose numbers are
+checked; the network that it describes is built without memory first and compared with the shapes in
+the weights' header; the weights' hashes are compared with the card's, their numbers must be finite;
+and no library may send a request while a folder is loaded.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
-from .registry import remedy
+import torch
+from torch import nn
+
+from ..errors import CheckpointError, one_line
+from ..fetch import fetch
+from .registry import KINDS, Checkpoint, Kind, remedy
+from .tensor_files import Shapes, check_finite, read_shapes, read_tensors
+
+LONGEST, DEEPEST = 4 * 2**20, 64  # of a configuration: bytes, and brackets within brackets
+SPARE = 2**20  # parameters that a network may have beside those of its file
+CACHE = "~/.cache/ovss/checkpoints"  # of files that lie on no hub
+_ONE_AT_A_TIME = threading.RLock()
+
+Pixels = tuple[float, float, float]  # of red, green and blue
 
 
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """Within it transformers shows no progress bar: a file of this machine takes no time."""
-    import huggingface_hub.utils
-    import transformers.utils.logging
+@dataclass(frozen=True)
+class Loaded:
+    """What a loader found.
 
-    hub: Any = huggingface_hub.utils  # both libraries leave these functions untyped
-    bars: Any = transformers.utils.logging
-    shown = bars.is_progress_bar_enabled() and not hub.are_progress_bars_disabled()
-    bars.disable_progress_bar()
+    Attributes:
+        parts: networks in evaluation mode and what belongs to them, by the names of the backbone's
+            fields.
+        name: the registry's, the folder's or the file's.
+        checkpoint: the name, the first 12 hex digits of the weights' SHA-256, and of a download the
+            hub's repository and commit.
+    """
+
+    parts: Mapping[str, Any]
+    name: str
+    checkpoint: str
+
+
+# ---- downloads
+
+
+def fetch_folder(
+    name: str, entry: Checkpoint, kind: Kind, patterns: Sequence[str], weights: Sequence[str] = ()
+) -> tuple[Path, str]:
+    """Fetch a published model's folder: each hub in turn, from the cache or the network.
+
+    Args:
+        patterns: of the files that are needed.
+        weights: other names of the weights' file; of these the first that there is comes along.
+
+    Returns:
+        The folder, and where it came from (`hub@commit`, empty where that is not known).
+
+    Raises:
+        CheckpointError: `entry` is of another kind, or no hub could be reached.
+    """
+    expect(name, entry, kind)
+    from huggingface_hub import snapshot_download
+
+    problems = []
+    for hub, revision in entry.hubs.items():
+        try:
+            for choice in weights or ("",):
+                allowed = [*patterns, *([choice] if choice else [])]
+                folder = Path(snapshot_download(hub, revision=revision, allow_patterns=allowed))
+                if not choice or (folder / choice).is_file():
+                    break
+            return folder, f"{hub}@{folder.name[:12]}" if _is_commit(folder.name) else ""
+        except Exception as error:  # hub and network errors of several libraries
+            problems.append(f"{hub}: {one_line(str(error).partition(chr(10))[0] or repr(error))}")
+    raise CheckpointError(
+        f"cannot download {name} ({entry.megabytes} MB; {'; '.join(problems)}). With a network run "
+        "it again; without one, copy the folder here and give its path instead of the name"
+    )
+
+
+def fetch_file(name: str, entry: Checkpoint) -> Path:
+    """Fetch the file at a published model's `url`.
+
+    Raises:
+        CheckpointError: it cannot be reached, or is another file than the registry knows.
+    """
+    file = entry.url.rpartition("/")[2]
+    target = Path(CACHE).expanduser() / name.replace("/", "--") / file
     try:
-        yield
-    finally:
-        if shown:
-            bars.enable_progress_bar()
+        return fetch(
+            entry.url, target, largest=2**20 * 2 * entry.megabytes, sha256=entry.sha256[file]
+        )
+    except OSError as error:  # FetchError, or no place on the disk
+        raise CheckpointError(f"cannot download {name} ({entry.megabytes} MB): {error}") from None
+
+
+def expect(name: str, entry: Checkpoint, kind: Kind) -> None:
+    """Refuse a published model of another kind."""
+    if entry.kind != kind:
+        raise CheckpointError(f"{name} is no {KINDS[kind]} but: {entry.role}")
+
+
+def _is_commit(name: str) -> bool:
+    return len(name) == 40 and set(name) <= set("0123456789abcdef")
+
+
+# ---- configurations
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of at most `LONGEST` bytes, no deeper than `DEEPEST`, all numbers finite.
+
+    Raises:
+        CheckpointError: there is no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}: {remedy(path)}")
+    try:
+        if path.stat().st_size > LONGEST:
+            raise ValueError(f"it has more than {LONGEST // 2**20} MiB")
+        content = json.loads(path.read_bytes(), parse_constant=_no_number)
+        if _depth(content) > DEEPEST:
+            raise ValueError(f"it is deeper than {DEEPEST} brackets")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged ({one_line(error)}): {remedy(path)}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object: {remedy(path)}")
+    return content
+
+
+def section(config: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """An object within a configuration; empty where it is null or missing.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    found = config.get(name)
+    if not isinstance(found, dict | None):
+        raise CheckpointError(f"{path}: {name} must be an object, not {one_line(repr(found), 60)}")
+    return found or {}
+
+
+def check_sizes(config: Mapping[str, Any], names: Sequence[str], largest: int, path: Path) -> None:
+    """Refuse numbers of layers, channels, pixels ... that are no positive integers up to `largest`.
+
+    What is null or missing takes the library's default; lists are checked number by number.
+
+    Raises:
+        CheckpointError: names the first that is wrong.
+    """
+    for name in names:
+        found = config.get(name)
+        for one in found if isinstance(found, list) else [found]:
+            if one is not None and not (type(one) is int and 0 < one <= largest):
+                raise CheckpointError(
+                    f"{path}: {name} must be an integer from 1 to {largest}, "
+                    f"not {one_line(repr(one), 60)}"
+                )
+
+
+def pixel_statistics(
+    values: Mapping[str, Any], names: tuple[str, str], default: tuple[Pixels, Pixels], path: Path
+) -> tuple[Pixels, Pixels]:
+    """The mean and the standard deviation of the pixels, which lie in [0, 1].
+
+    Args:
+        names: of the two within `values`; what is null or missing takes its default.
+
+    Raises:
+        CheckpointError: one of them is not three numbers, a mean lies outside [0, 1], or a
+            deviation outside [0.001, 10].
+    """
+    found = []
+    for name, usual, low, high in zip(names, default, (0, 0.001), (1, 10), strict=True):
+        given = usual if values.get(name) is None else values[name]
+        numbers = isinstance(given, list | tuple) and len(given) == 3
+        if not numbers or not all(type(v) in (int, float) and low <= v <= high for v in given):
+            raise CheckpointError(
+                f"{path}: {name} must be three numbers from {low} to {high}, "
+                f"not {one_line(repr(given), 80)}"
+            )
+        found.append((float(given[0]), float(given[1]), float(given[2])))
+    return found[0], found[1]
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"it holds {name}")
+
+
+def _depth(content: Any) -> int:
+    """Brackets within brackets; infinite numbers (1e999) are refused on the way."""
+    level, depth = [content], 0
+    while level:
+        depth += 1
+        if any(isinstance(one, float) and not math.isfinite(one) for one in level):
+            raise ValueError("it holds an infinite number")
+        inner = [one.values() if isinstance(one, dict) else one for one in level]
+        level = [
+            child
+            for one in inner
+            if not isinstance(one, str) and hasattr(one, "__iter__")
+            for child in one
+        ]
+    return depth
+
+
+# ---- weights
+
+
+def digest(folder: Path, *files: Path) -> str:
+    """The SHA-256 of a model's weights, compared with what its card says.
+
+    A card's "sha256" is that of the first file, its "files" those of files by their names within
+    the folder. Of several files the digest is that of their digests.
+
+    Raises:
+        CheckpointError: a file is another one than the card says: a flipped byte is seen too.
+    """
+    card = folder / "card.json"
+    said = read_json(card) if card.exists() else {}
+    known = {files[0]: said.get("sha256")}
+    known |= {folder / name: value for name, value in section(said, "files", card).items()}
+    found = []
+    for file in files:
+        found.append(sha256(file))
+        if isinstance(known.get(file), str) and known[file] != found[-1]:
+            raise CheckpointError(
+                f"{file} is damaged (its SHA-256 is not that of card.json): {remedy(file)}"
+            )
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+
+
+def check_published(entry: Checkpoint, file: Path, found: str) -> None:
+    """Compare a downloaded file's SHA-256 with the registry's, where that is known."""
+    expected = entry.sha256.get(file.name)
+    if expected is not None and expected != found:
+        raise CheckpointError(
+            f"{file} is another file than was published (SHA-256 {found[:12]}, not "
+            f"{expected[:12]}): {remedy(file)}"
+        )
 
 
 def sha256(path: Path) -> str:
@@ -36,20 +258,137 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def compare_with_card(card: Path, weights: Path) -> None:
-    """The zoo's cards hold the SHA-256 of the weights: a flipped byte is seen too."""
-    expected = read_json(card).get("sha256") if card.exists() else None
-    if isinstance(expected, str) and expected != sha256(weights):
+def identity(name: str, found: str, origin: str = "") -> str:
+    """What a results row says of a checkpoint: name, hash, and of a download where it came from."""
+    return f"{name}@{found[:12]}" + (f" ({origin})" if origin else "")
+
+
+def one_of(folder: Path, names: Sequence[str]) -> Path:
+    """The first of the files `names` that the folder holds.
+
+    Raises:
+        CheckpointError: it holds none of them.
+    """
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder} holds no {' or '.join(names)}: {remedy(folder)}")
+
+
+def shapes_of(path: Path) -> Shapes:
+    """The shapes of a file's tensors by name."""
+    if path.suffix == ".safetensors":
+        return read_shapes(path)
+    return {name: tuple(value.shape) for name, value in read_tensors(path).items()}
+
+
+def check_fit(build: Callable[[], nn.Module], path: Path, shapes: Shapes) -> None:
+    """Refuse a configuration that does not fit its file of weights, before memory is taken.
+
+    The network is built on torch's "meta" device, where tensors have shapes and no values.
+
+    Args:
+        build: makes the network from its configuration.
+        shapes: of the file's tensors.
+
+    Raises:
+        CheckpointError: no network can be built, a tensor has another shape in the file, or the
+            network is much larger than the file.
+    """
+    try:
+        with torch.device("meta"):
+            wanted = {name: tuple(value.shape) for name, value in build().state_dict().items()}
+    except Exception as error:  # the libraries raise all kinds
         raise CheckpointError(
-            f"{weights} is damaged (its SHA-256 is not that of card.json): {remedy(weights)}"
+            f"the configuration beside {path} describes no such network "
+            f"({type(error).__name__}: {one_line(error, 160)}): {remedy(path)}"
+        ) from None
+    told = next(
+        (
+            f"{name}: {list(shapes[name])} in the file, {list(shape)} by the configuration"
+            for name, shape in wanted.items()
+            if shapes.get(name, shape) != shape
+        ),
+        "",
+    )
+    asked, held = (sum(map(math.prod, one.values())) for one in (wanted, shapes))
+    if not told and asked > 2 * held + SPARE:
+        told = f"it asks for {asked} parameters, the file holds {held}"
+    if told:
+        raise CheckpointError(
+            f"{path} is damaged, or does not fit the configuration beside it ({told}): "
+            f"{remedy(path)}"
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def load_transformer(
+    library: Any, config: Any, path: Path, *, lacks: str = "it lacks", **options: Any
+) -> Any:
+    """Build a network of transformers and give it the weights in `path`.
+
+    No library reads the folder: the configuration and the tensors are passed on, so that adapters,
+    other forms of the weights and names of other models have no effect.
+
+    Args:
+        library: the network's class.
+        options: of its `from_pretrained`; and of the class itself `add_pooling_layer`.
+
+    Raises:
+        CheckpointError: file and configuration do not fit, or a number is NaN or infinite.
+    """
+    made = {name: options[name] for name in ("add_pooling_layer",) if name in options}
+    tensors = read_tensors(path)
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    check_fit(lambda: library(config, **made), path, shapes)
+    check_finite(tensors, path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): {remedy(path)}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object: {remedy(path)}")
-    return content
+        with local_files_only():
+            model, report = library.from_pretrained(
+                None, config=config, state_dict=tensors, output_loading_info=True, **options
+            )
+    except Exception as error:  # the library and torch raise all kinds
+        raise CheckpointError(f"{path} is damaged ({one_line(error)}): {remedy(path)}") from None
+    if report["missing_keys"]:
+        first = sorted(report["missing_keys"])[0]
+        raise CheckpointError(f"{path} is damaged ({lacks} {first}): {remedy(path)}")
+    return model.eval().requires_grad_(False)
+
+
+# ---- libraries
+
+
+@contextmanager
+def local_files_only() -> Iterator[None]:
+    """Within it no library of Hugging Face sends a request or shows a progress bar."""
+    import huggingface_hub
+    import huggingface_hub.utils
+
+    hub: Any = huggingface_hub.constants  # the libraries leave these untyped
+    bars: Any = needed("transformers.utils.logging")
+    quiet: Any = huggingface_hub.utils
+    with _ONE_AT_A_TIME:
+        before = hub.HF_HUB_OFFLINE
+        shown = bars.is_progress_bar_enabled() and not quiet.are_progress_bars_disabled()
+        hub.HF_HUB_OFFLINE = True
+        bars.disable_progress_bar()
+        try:
+            yield
+        finally:
+            hub.HF_HUB_OFFLINE = before
+            if shown:
+                bars.enable_progress_bar()
+
+
+def needed(module: str) -> Any:
+    """Import a module of a library that not every installation has.
+
+    Raises:
+        CheckpointError: it is not here; the message says how to get it.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        library = module.partition(".")[0]
+        raise CheckpointError(
+            f"this network needs {library} ({one_line(error, 120)}): pip install {library}"
+        ) from None

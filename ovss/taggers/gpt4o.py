@@ -16,12 +16,12 @@ from PIL import Image
 
 from .. import paths
 from ..datasets import Sample
-from ..errors import OvssError
+from ..errors import OvssError, one_line
 from ..images import data_url
 from ..vocabulary import Vocabulary
 from .answers import read_answer
 from .base import image_of
-from .https import Post, ask, https_post
+from .https import LONGEST_REPLY, Post, ask, check_address, error_of, https_post
 
 # Section 3, word for word.
 QUESTION = (
@@ -33,6 +33,13 @@ QUESTION = (
 )
 KEY = "OPENAI_API_KEY"
 REFUSALS = ("content_policy_violation", "content_filter", "invalid_image")
+WHOLE = (
+    "stop",
+    "eos",
+    "eos_token",
+    "end_turn",
+    "stop_sequence",
+)  # why an answer ended that is whole
 
 
 @dataclass
@@ -43,6 +50,7 @@ class Bill:
         asked, cached: answers that came from the API, and from the disk.
         tokens_in, tokens_out: that were paid for.
         cost: in US dollars.
+        uncounted: answers whose reply does not tell the tokens; what they cost is not known.
     """
 
     asked: int = 0
@@ -50,12 +58,16 @@ class Bill:
     tokens_in: int = 0
     tokens_out: int = 0
     cost: float = 0.0
+    uncounted: int = 0
 
     def __str__(self) -> str:
         """One line to print."""
+        cost = f"{self.cost:.4f} USD"
+        if self.uncounted:
+            cost += f" and an unknown cost ({self.uncounted} replies do not tell their tokens)"
         return (
             f"GPT-4o: {self.asked} images asked, {self.cached} from the cache; "
-            f"{self.tokens_in} + {self.tokens_out} tokens, {self.cost:.4f} USD"
+            f"{self.tokens_in} + {self.tokens_out} tokens, {cost}"
         )
 
 
@@ -75,8 +87,8 @@ class Gpt4oTagger:
             of 2024; look up what holds for you).
         workers: questions under way at once.
         attempts: how often a question is asked when the API is busy or out of order.
-        timeout: seconds to wait for an answer.
-        url: the API's address.
+        timeout: seconds to wait for a whole answer.
+        url: the API's address; https, unless it is this machine's.
         post: what sends a request; tests give one that answers by itself.
         bill: what was spent.
     """
@@ -101,6 +113,10 @@ class Gpt4oTagger:
     def __post_init__(self) -> None:
         if "{CATEGORIES}" not in self.question:
             raise OvssError("the question must hold {CATEGORIES}, where the classes go")
+        if self.attempts < 1 or not 0 < self.timeout < float("inf"):
+            given = f"attempts={self.attempts}, timeout={self.timeout}"
+            raise OvssError(f"a question needs an attempt and some seconds, got {given}")
+        check_address(self.url)
 
     def __call__(
         self, samples: Sequence[Sample | Image.Image], vocabulary: Vocabulary
@@ -121,14 +137,15 @@ class Gpt4oTagger:
         """The answer's text, from the disk or from the API; empty if the image was refused."""
         request = self.request(image, vocabulary)
         place = self._place(image, request)
-        if place.exists():
-            kept: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
-            self._charge({}, cached=1)
-        else:
-            kept = self._ask(request)
-            with paths.atomic(place) as file:
-                file.write(json.dumps(kept, indent=1).encode())
-            self._charge(kept["usage"], asked=1)
+        answer = _kept(place)
+        if answer is not None:
+            self._charge(cached=1)
+            return answer
+        _check_place(place)  # before anything is paid for
+        kept = self._ask(request)
+        with paths.atomic(place) as file:
+            file.write(json.dumps(kept, indent=1).encode())
+        self._charge(kept["usage"], asked=1)
         return str(kept["answer"])
 
     def request(self, image: Image.Image, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -151,23 +168,22 @@ class Gpt4oTagger:
                 f"no key for the API: set the environment variable {KEY}, or use published answers"
             )
         status, reply = ask(self.post, self.url, key, request, self.attempts, self.timeout)
-        error = reply.get("error") or {}
-        if status == 400 and any(str(error.get("code")).startswith(code) for code in REFUSALS):
-            return {"answer": "", "refused": error, "usage": {}}
+        code, message = error_of(reply)
+        if status == 400 and code.startswith(REFUSALS):
+            return {"answer": "", "refused": message, "usage": reply.get("usage")}
         if status != 200:
-            raise OvssError(f"GPT-4o's API answers {status}: {error.get('message') or reply}")
-        try:
-            answer = reply["choices"][0]["message"]["content"] or ""
-        except (KeyError, IndexError, TypeError):
-            raise OvssError(f"GPT-4o's API gave no answer: {reply}") from None
-        return {"answer": answer, "usage": reply.get("usage") or {}}
+            raise OvssError(f"GPT-4o's API answers {status}: {message or one_line(reply)}")
+        return {"answer": _answer_in(reply), "usage": reply.get("usage")}
 
-    def _charge(self, usage: dict[str, Any], asked: int = 0, cached: int = 0) -> None:
-        tokens_in = int(usage.get("prompt_tokens", 0))
-        tokens_out = int(usage.get("completion_tokens", 0))
+    def _charge(self, usage: Any = None, asked: int = 0, cached: int = 0) -> None:
+        given = usage if isinstance(usage, dict) else {}
+        counts = [given.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        told = [one for one in counts if type(one) is int and 0 <= one < 10**9]
+        tokens_in, tokens_out = told if len(told) == 2 else (0, 0)
         with self._lock:
             self.bill.asked += asked
             self.bill.cached += cached
+            self.bill.uncounted += asked if len(told) < 2 else 0
             self.bill.tokens_in += tokens_in
             self.bill.tokens_out += tokens_out
             self.bill.cost += (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
@@ -179,3 +195,47 @@ class Gpt4oTagger:
         mark.update(image.tobytes())
         folder = Path("~/.cache/ovss/gpt-4o") if self.cache is None else Path(self.cache)
         return folder.expanduser() / f"{mark.hexdigest()}.json"
+
+
+def _answer_in(reply: dict[str, Any]) -> str:
+    """The text of a reply of the API, empty if it was refused.
+
+    Raises:
+        OvssError: the reply has another form, tells an error, or its answer was cut off.
+    """
+    choices = reply.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    content = message.get("content", 0) if isinstance(message, dict) else 0
+    if reply.get("error") or not isinstance(content, str | None):
+        raise OvssError(f"GPT-4o's API gave no answer: {one_line(reply)}")
+    ended = choice.get("finish_reason") if isinstance(choice, dict) else None
+    if ended == "content_filter":
+        return ""
+    if ended is not None and str(ended).lower() not in WHOLE:
+        raise OvssError(
+            f"GPT-4o's API cut its answer off (finish_reason {one_line(repr(ended), 40)}), nothing "
+            f"of it was kept: {one_line(content or '', 100)}"
+        )
+    return content or ""
+
+
+def _kept(place: Path) -> str | None:
+    """The answer in a file of the cache; None where there is none that can be read."""
+    if not place.is_file() or place.stat().st_size > LONGEST_REPLY:
+        return None
+    try:
+        content = json.loads(place.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    answer = content.get("answer") if isinstance(content, dict) else None
+    return answer if isinstance(answer, str) else None
+
+
+def _check_place(place: Path) -> None:
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OvssError(f"no folder for the answers at {place.parent}: {error.strerror}") from None
+    if not os.access(place.parent, os.W_OK) or (place.exists() and not place.is_file()):
+        raise OvssError(f"answers cannot be kept in {place.parent}: give another `cache`")

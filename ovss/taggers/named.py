@@ -10,7 +10,8 @@ from .clip import ClipTagger
 from .gpt4o import Gpt4oTagger
 from .published import PublishedAnswers
 
-NAMES = ("image", "clip", "gpt-4o", "FILE.json")
+NAMES = ("image", "clip", "gpt-4o", "FILE.json", "FILE.json:first")
+FIRST = ":first"  # the data set's first class where an answer leaves none, as in the authors' code
 # Not the method's own: the CLIP of PnP-OVSS's section 3.4 in the authors' code.
 CLIPS = {"lab": "clip", "smoke": "clip", "paper": "ViT-L-14-336-quickgelu/openai"}
 
@@ -21,7 +22,8 @@ def find_tagger(
     """A tagger for a data set.
 
     Args:
-        name: "image" (the ground truth), "clip", "gpt-4o", or a JSON file of answers.
+        name: "image" (the ground truth), "clip", "gpt-4o", or a JSON file of answers; behind the
+            file's name ":first" takes the data set's first class where an answer leaves none.
         profile: which CLIP.
 
     Raises:
@@ -33,8 +35,10 @@ def find_tagger(
         return ClipTagger(find_clip(profile, device))
     if name == "gpt-4o":
         return Gpt4oTagger()
-    if name.endswith(".json"):
-        return PublishedAnswers.read(name, data.name, len(data.names))
+    path = name.removesuffix(FIRST)
+    if path.endswith(".json"):
+        first = name != path
+        return PublishedAnswers.read(path, data.name, len(data.names), first_if_none=first)
     raise UnknownNameError.of("tagger", name, NAMES)
 
 

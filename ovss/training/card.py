@@ -80,9 +80,14 @@ def card(
 
 
 def write_card(folder: Path, content: Mapping[str, Any], weights: str) -> None:
-    """Write `card.json` with the SHA-256 of the file `weights` of the folder."""
-    digest = hashlib.sha256((folder / weights).read_bytes()).hexdigest()
-    write_json(folder / "card.json", {**content, "sha256": digest})
+    """Write `card.json` with the SHA-256 of the file `weights`, and of further safetensors."""
+    files = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted({folder / weights, *folder.rglob("*.safetensors")})
+    }
+    digest = files.pop(weights)
+    others = {"files": files} if files else {}
+    write_json(folder / "card.json", {**content, "sha256": digest, **others})
 
 
 def write_curve(path: Path, curve: Sequence[Mapping[str, float]]) -> None:

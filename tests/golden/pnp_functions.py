@@ -123,7 +123,7 @@ def words_of(tokens: Sequence[str]) -> list[list[int]]:
 def classes_of(dataset: str, answer: str) -> list[int]:
     """Indices of the classes that an answer of GPT-4o's names, by the authors' rules."""
     name, classes = GPT[dataset]
-    answers = PublishedAnswers({"image": answer}, class_ids(name, classes))
+    answers = PublishedAnswers({"image": answer}, class_ids(name, classes), first_if_none=True)
     return answers.classes("image")
 
 

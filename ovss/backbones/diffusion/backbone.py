@@ -36,7 +36,7 @@ class DiffusionBackbone:
 
     Attributes:
         unet, vae, text_encoder, tokenizer, scheduler: diffusers' and transformers' own.
-        name, checkpoint: what it is; name and first 12 hex digits of the U-Net's SHA-256.
+        name, checkpoint: what it is; name and first 12 hex digits of the SHA-256 of all weights.
     """
 
     unet: Any = field(repr=False)
@@ -64,7 +64,7 @@ class DiffusionBackbone:
                 precision (`mixed.lower`): inputs and outputs stay float32.
 
         Raises:
-            CheckpointError, UnknownNameError: see `diffusion_loading.load_diffusion`.
+            CheckpointError, UnknownNameError: see `loading.load_diffusion`.
             OvssError: there is no such device here.
         """
         from .loading import load_diffusion  # diffusers takes seconds to import
@@ -74,11 +74,11 @@ class DiffusionBackbone:
         lowered = mixed.wanted(place, kind)
         kind = torch.float32 if lowered else kind
         found = load_diffusion(source, kind)
+        parts = dict(found.parts)
         if lowered:
-            mixed.lower(found.unet, found.vae)
-        unet, vae, text = (one.to(place) for one in (found.unet, found.vae, found.text_encoder))
-        parts = (found.tokenizer, found.scheduler, found.name, found.checkpoint)
-        return cls(unet, vae, text, *parts, place, kind)
+            mixed.lower(parts["unet"], parts["vae"])
+        parts |= {one: parts[one].to(place) for one in ("unet", "vae", "text_encoder")}
+        return cls(**parts, name=found.name, checkpoint=found.checkpoint, device=place, dtype=kind)
 
     @property
     def size(self) -> int:

@@ -82,16 +82,17 @@ class ItmBackbone:
         """Load a lab zoo name, a name of `registry.CHECKPOINTS`, a folder or ALBEF's file.
 
         Raises:
-            CheckpointError, UnknownNameError: see `itm_loading.load_itm`.
+            CheckpointError, UnknownNameError: see `loading.load_itm`.
             OvssError: there is no such device here.
         """
         from .loading import load_itm  # transformers takes seconds to import
 
         place = find_device(device)
         found = load_itm(source)
-        found.network.model.to(device=place, dtype=dtype)
-        parts = (found.network, found.tokenizer, found.first, found.mean, found.std)
-        return cls(*parts, found.name, found.checkpoint, place, dtype)
+        found.parts["network"].model.to(device=place, dtype=dtype)
+        return cls(
+            **found.parts, name=found.name, checkpoint=found.checkpoint, device=place, dtype=dtype
+        )
 
     @property
     def patch(self) -> int:

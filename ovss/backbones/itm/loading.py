@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import CheckpointError
-from ..loading import compare_with_card, read_json, sha256, without_bars
-from ..registry import Checkpoint, find, remedy
+from ...errors import CheckpointError, one_line
+from ..loading import (
+    Loaded,
+    check_published,
+    check_sizes,
+    digest,
+    expect,
+    fetch_folder,
+    identity,
+    load_transformer,
+    local_files_only,
+    needed,
+    one_of,
+    pixel_statistics,
+    read_json,
+    section,
+    sha256,
+    shapes_of,
+)
+from ..registry import Checkpoint, find
+from ..tensor_files import check_finite
 from .networks import Blip, BridgeTower, Network
 
 CONFIG, PIXELS = "config.json", "preprocessor_config.json"
@@ -19,22 +36,15 @@ TOKENS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 EPSILON = 1e-6  # of BLIP's image encoder; the hub's configurations say 1e-5
 BERT = "google-bert/bert-base-uncased"  # whose vocabulary ALBEF uses
+BERT_COMMIT = "86b5e0934494bd15c9632b12f734a8a67f723594"
+SIZES = (
+    *("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size"),
+    *("max_position_embeddings", "vocab_size", "encoder_hidden_size", "image_text_hidden_size"),
+)
+NO_HEAD = "or has no matching head (it lacks"
 
 
-@dataclass(frozen=True)
-class LoadedItm:
-    """A matching network in evaluation mode with all that belongs to it."""
-
-    network: Network
-    tokenizer: Any
-    first: int | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    name: str
-    checkpoint: str
-
-
-def load_itm(source: str | Path) -> LoadedItm:
+def load_itm(source: str | Path) -> Loaded:
     """Load a network that matches images with captions.
 
     Args:
@@ -47,107 +57,115 @@ def load_itm(source: str | Path) -> LoadedItm:
         CheckpointError: something is missing, damaged, not to be had or of another architecture.
         UnknownNameError: no such checkpoint; the message lists the known ones.
     """
-    found = find(source)
+    found, name = find(source), str(source)
     if isinstance(found, Checkpoint):
-        return _from_folder(_fetch(str(source), found), str(source))
-    if found.is_file():
-        return _from_file(found)
-    return _from_folder(found, found.name)
+        folder, origin = _fetch(name, found)
+        return _from_folder(folder, name, origin, found)
+    return _from_file(found) if found.is_file() else _from_folder(found, found.name)
 
 
-def _from_folder(folder: Path, name: str) -> LoadedItm:
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder} holds no {CONFIG}: {remedy(folder)}")
-    loaders: dict[str, Callable[[Path], Network]] = {"blip": _blip, "bridgetower": _bridgetower}
-    kind = str(read_json(folder / CONFIG).get("model_type"))
+def _from_folder(
+    folder: Path, name: str, origin: str = "", entry: Checkpoint | None = None
+) -> Loaded:
+    path = one_of(folder, (CONFIG,))
+    given = read_json(path)
+    loaders: dict[str, Callable[..., Network]] = {"blip": _blip, "bridgetower": _bridgetower}
+    kind = str(given.get("model_type"))
     if kind not in loaders:
-        raise CheckpointError(f"{folder} is no BLIP or BridgeTower of transformers but: {kind}")
-    weights = _weights(folder)
-    compare_with_card(folder / "card.json", weights)
+        told = one_line(kind, 60)
+        raise CheckpointError(f"{folder} is no BLIP or BridgeTower of transformers but: {told}")
+    weights = one_of(folder, WEIGHTS)
+    hashed = digest(folder, weights)
+    if entry is not None:
+        check_published(entry, weights, hashed)
     pixels = read_json(folder / PIXELS) if (folder / PIXELS).is_file() else {}
-    mean, std = tuple(pixels.get("image_mean", MEAN)), tuple(pixels.get("image_std", STD))
-    network, tokenizer = loaders[kind](folder), _tokenizer(folder)
+    names = ("image_mean", "image_std")
+    mean, std = pixel_statistics(pixels, names, (MEAN, STD), folder / PIXELS)
+    _check_config(given, path, len(shapes_of(weights)))
+    network, tokenizer = loaders[kind](path, given, weights), _tokenizer(folder)
     first = _encode_token(folder, network, tokenizer) if kind == "blip" else None
-    identity = f"{name}@{sha256(weights)[:12]}"
-    return LoadedItm(network, tokenizer, first, mean, std, name, identity)
+    parts = {"network": network, "tokenizer": tokenizer, "first": first, "mean": mean, "std": std}
+    return Loaded(parts, name, identity(name, hashed, origin))
 
 
-def _from_file(path: Path) -> LoadedItm:
-    from .albef import load_albef
-
+def _from_file(path: Path) -> Loaded:
+    """ALBEF's own."""
+    needed("transformers")
+    load_albef = needed("ovss.backbones.itm.albef").load_albef
     network, beside = load_albef(path), path.parent / "vocab.txt"
+    check_finite(network.model.state_dict(), path)
     tokenizer = _tokenizer(path.parent) if beside.is_file() else _bert_tokenizer(path)
     words = network.model.text_encoder.config.vocab_size
     if len(tokenizer) > words:
         raise CheckpointError(f"{beside} holds {len(tokenizer)} words, {path} knows {words}")
-    identity = f"{path.stem}@{sha256(path)[:12]}"
-    return LoadedItm(network, tokenizer, None, MEAN, STD, path.stem, identity)
+    parts = {"network": network, "tokenizer": tokenizer, "first": None, "mean": MEAN, "std": STD}
+    return Loaded(parts, path.stem, identity(path.stem, sha256(path)))
 
 
-def _blip(folder: Path) -> Blip:
-    from transformers import BlipConfig, BlipForImageTextRetrieval
+def _check_config(given: Mapping[str, Any], path: Path, tensors: int) -> None:
+    """The sizes of both towers and of what joins them; no more layers than tensors in the file."""
+    towers = [section(given, name, path) for name in ("text_config", "vision_config")]
+    for part in (given, *towers):
+        check_sizes(part, SIZES, 2**24, path)
+        check_sizes(part, ("num_hidden_layers",), tensors, path)
 
-    config: Any = BlipConfig.from_pretrained(folder)
+
+def _configuration(library: Any, given: Mapping[str, Any], path: Path) -> Any:
+    try:
+        return library.from_dict(dict(given))
+    except Exception as error:  # the library raises all kinds
+        raise CheckpointError(f"{path} is damaged ({one_line(error, 200)})") from None
+
+
+def _blip(path: Path, given: Mapping[str, Any], weights: Path) -> Blip:
+    library = needed("transformers")
+    config = _configuration(library.BlipConfig, given, path)
     stated = config.vision_config.layer_norm_eps
-    if stated != EPSILON and not (folder / "card.json").exists():  # the lab's were trained as said
+    if stated != EPSILON and not (path.parent / "card.json").exists():  # the lab's: as it says
         warnings.warn(
-            f"{folder}: its config.json says layer_norm_eps={stated} for the image encoder, BLIP "
-            f"was trained with {EPSILON}, which is used",
+            f"{path.parent}: its config.json says layer_norm_eps={stated} for the image encoder, "
+            f"BLIP was trained with {EPSILON}, which is used",
             stacklevel=2,
         )
         config.vision_config.layer_norm_eps = EPSILON
-    return Blip(_model(BlipForImageTextRetrieval, folder, config=config))
+    return Blip(_model(library.BlipForImageTextRetrieval, config, weights))
 
 
-def _bridgetower(folder: Path) -> BridgeTower:
-    from transformers import BridgeTowerForImageAndTextRetrieval
+def _bridgetower(path: Path, given: Mapping[str, Any], weights: Path) -> BridgeTower:
+    library = needed("transformers")
+    config = _configuration(library.BridgeTowerConfig, given, path)
+    return BridgeTower(_model(library.BridgeTowerForImageAndTextRetrieval, config, weights))
 
-    return BridgeTower(_model(BridgeTowerForImageAndTextRetrieval, folder))
 
-
-def _model(library: Any, folder: Path, **options: Any) -> Any:
-    try:
-        with without_bars():
-            model, report = library.from_pretrained(
-                folder,
-                dtype="float32",
-                attn_implementation="eager",  # no other returns its maps
-                output_loading_info=True,
-                **options,
-            )
-    except Exception as error:  # the library, torch and safetensors raise all kinds
-        raise CheckpointError(f"{folder} is damaged ({error}): {remedy(folder)}") from None
-    if report["missing_keys"]:
-        first = sorted(report["missing_keys"])[0]
-        raise CheckpointError(
-            f"{folder} is damaged, or has no matching head (it lacks {first}): {remedy(folder)}"
-        )
-    return model.eval().requires_grad_(False)
+def _model(library: Any, config: Any, weights: Path) -> Any:
+    eager = "eager"  # no other form of the attention returns its maps
+    return load_transformer(
+        library, config, weights, lacks=NO_HEAD, dtype="float32", attn_implementation=eager
+    )
 
 
 def _tokenizer(folder: Path) -> Any:
     """The folder's own; ALBEF's folder holds no more than BERT's vocab.txt."""
-    from transformers import AutoTokenizer, BertTokenizer
-
-    library = AutoTokenizer if (folder / CONFIG).is_file() else BertTokenizer
+    library = needed("transformers")
+    kind = library.AutoTokenizer if (folder / CONFIG).is_file() else library.BertTokenizer
     if not any((folder / name).is_file() for name in TOKENS):
         raise CheckpointError(f"{folder} holds no tokenizer ({', '.join(TOKENS)})")
+    options = {"local_files_only": True, "trust_remote_code": False}
     try:
-        found = library.from_pretrained(folder, local_files_only=True)
+        with local_files_only():
+            found = kind.from_pretrained(folder, **options)
     except Exception as error:  # the library raises all kinds
-        raise CheckpointError(f"{folder}: its tokenizer is damaged ({error})") from None
+        raise CheckpointError(f"{folder}: its tokenizer is damaged ({one_line(error)})") from None
     if not found.is_fast:
         raise CheckpointError(f"{folder}: its tokenizer tells no offsets; save a fast one")
     return found
 
 
 def _bert_tokenizer(path: Path) -> Any:
-    from transformers import BertTokenizer
-
     try:
-        return BertTokenizer.from_pretrained(BERT)
+        return needed("transformers").BertTokenizer.from_pretrained(BERT, revision=BERT_COMMIT)
     except Exception as error:  # hub and network errors of several libraries
-        told = str(error).splitlines()[0] if str(error) else repr(error)
+        told = one_line(str(error).partition("\n")[0] or repr(error))
         raise CheckpointError(
             f"cannot download the vocabulary of {BERT} ({told}): put its vocab.txt beside {path}"
         ) from None
@@ -165,42 +183,12 @@ def _encode_token(folder: Path, network: Network, tokenizer: Any) -> int:
     return found
 
 
-def _weights(folder: Path) -> Path:
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    raise CheckpointError(f"{folder} holds no {' or '.join(WEIGHTS)}: {remedy(folder)}")
-
-
-def _fetch(name: str, entry: Checkpoint) -> Path:
-    """The folder of a published model: each hub id in turn, from the cache or the network."""
-    if "image-text matching" not in entry.role:
-        raise CheckpointError(f"{name} is no image-text matching model but: {entry.role}")
+def _fetch(name: str, entry: Checkpoint) -> tuple[Path, str]:
+    """The folder of a published model, and where it came from."""
+    expect(name, entry, "itm")
     if entry.url:
         raise CheckpointError(
             f"no hub has {name}: download {entry.url} ({entry.megabytes} MB) yourself and give the "
             f"file's path instead of the name, with the vocab.txt of {BERT} beside it"
         )
-    problems = []
-    for hub in entry.hubs:
-        try:
-            return _download(hub, entry.revision)
-        except Exception as error:  # hub and network errors of several libraries
-            problems.append(f"{hub}: {str(error).splitlines()[0] if str(error) else repr(error)}")
-    raise CheckpointError(
-        f"cannot download {name} ({entry.megabytes} MB; {'; '.join(problems)}). With a network run "
-        "it again; without one, copy the folder here and give its path instead of the name"
-    )
-
-
-def _download(hub: str, revision: str) -> Path:
-    """One hub's folder; of its forms of the weights only the first that there is."""
-    from huggingface_hub import snapshot_download
-
-    files = [CONFIG, PIXELS, *TOKENS]
-    for weights in WEIGHTS:
-        patterns = [*files, weights]
-        folder = Path(snapshot_download(hub, revision=revision, allow_patterns=patterns))
-        if (folder / weights).is_file():
-            break
-    return folder
+    return fetch_folder(name, entry, "itm", (CONFIG, PIXELS, *TOKENS), WEIGHTS)
