@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -31,6 +32,11 @@ CELLS = pd.DataFrame(
     ]
 )  # fmt: skip
 
+READ = [
+    figures.Read("one", IMAGE, np.eye(4), {"cat": np.eye(4), "dog": 2 * np.eye(4)}, LABELS, 41.2)
+    for _ in range(2)
+]
+
 MAKERS: dict[str, Callable[[], Figure]] = {
     "show_scene": lambda: figures.show_scene(IMAGE, LABELS, NAMES),
     "overlay": lambda: figures.overlay(np.asarray(IMAGE), {"a": LABELS, "b": LABELS}, NAMES),
@@ -41,6 +47,10 @@ MAKERS: dict[str, Callable[[], Figure]] = {
     "own scales": lambda: figures.score_maps(IMAGE, torch.rand(3, 4, 6), NAMES, shared=False),
     "embedding_rgb": lambda: figures.embedding_rgb({"first": torch.rand(24, 8)}, (4, 6)),
     "bars": lambda: figures.bars_with_intervals(CELLS),
+    "published": lambda: figures.bars_with_intervals(CELLS, published_on={"lab-20": "VOC20"}),
+    "curves": lambda: figures.curves([1, 2], {"dB": {"a": [1, 2]}, "%": {"b": [3, 2]}}, "x"),
+    "one scale": lambda: figures.grid([IMAGE, np.eye(4)], limits=(0, 1), legend={"cat": "red"}),
+    "methods": lambda: figures.method_rows(READ, NAMES, (0, 1)),
     "curve": lambda: figures.curve([1, 2, 4], {"a": [1, 2, 3], "b": [3, 2, 1]}, "x", "y", log=True),
     "heatmap": lambda: figures.heatmap(np.eye(3), list("abc"), list("xyz")),
 }
@@ -67,7 +77,9 @@ def test_labels_are_coloured_and_named() -> None:
     assert shown is not None
     assert shown[0, 0].tolist() == [255, 255, 255]  # ignored
     assert shown[15, 2].tolist() == [90, 90, 90]  # background
-    assert shown[5, 5].tolist() == pytest.approx([0.35 * 90 + 0.65 * 128, 31.5, 31.5], abs=1)
+    assert shown[5, 5].tolist() == [128, 0, 0]
+    legend = figure.legends[0].get_patches()[0].get_facecolor()
+    assert legend[:3] == pytest.approx((128 / 255, 0, 0))  # the very colour of the map
     assert {text.get_text() for text in figure.axes[1].texts} == {"cat", "boat"}
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cat", "boat"]
 
@@ -81,11 +93,49 @@ def test_figures_fit_the_page() -> None:
         assert figure.get_size_inches()[0] <= figures.PAGE + 1e-6
 
 
-def test_bars_name_what_there_is() -> None:
-    names = [text.get_text() for text in figures.bars_with_intervals(CELLS).legends[0].get_texts()]
-    assert names == ["lab-20: the paper's", "lab-20", "lab-all: the paper's", "lab-all"]
+def test_published_values_stand_apart_under_their_own_benchmarks() -> None:
+    figure = figures.bars_with_intervals(CELLS, published_on={"lab-20": "VOC20", "lab-all": "PC59"})
+    ours, theirs = figure.axes
+    assert legend_of(ours) == ["lab-20", "lab-all"]
+    assert legend_of(theirs) == ["published, VOC20", "published, PC59"]
+    points = [line.get_ydata() for line in theirs.lines]
+    np.testing.assert_array_equal(points, [[51.2, 61.2], [np.nan, 34.3]])
+    assert not ours.lines or max(line.get_ydata().max() for line in ours.lines) < 50
     one = CELLS[CELLS["dataset"] == "lab-20"].assign(published=np.nan)
-    assert figures.bars_with_intervals(one).legends == []
+    alone = figures.bars_with_intervals(one)
+    assert len(alone.axes) == 1 and alone.axes[0].get_legend() is None
+
+
+def legend_of(ax: Axes) -> list[str]:
+    legend = ax.get_legend()
+    assert legend is not None
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def test_methods_share_one_scale_and_name_their_labels() -> None:
+    figure = figures.method_rows(READ, NAMES, (0, 1))
+    maps = [ax.images[0] for ax in figure.axes if ax.get_title() in ("cat", "dog")]
+    assert len(maps) == 4 and {one.get_clim() for one in maps} == {(0, 1)}
+    own = figures.method_rows(READ, NAMES)
+    assert {ax.images[0].get_clim() for ax in own.axes if ax.get_title() == "cat"} == {(0, 2)}
+    assert [ax.get_title() for ax in figure.axes].count("labels: mIoU 41 %") == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cat", "boat"]
+
+
+def test_few_points_are_drawn_as_points_on_axes_of_their_own() -> None:
+    figure = figures.curves([1, 2], {"dB": {"a": [23, 24]}, "%": {"b": [0, 90]}}, "seen")
+    assert [ax.get_ylabel() for ax in figure.axes] == ["dB", "%"]
+    assert [ax.lines[0].get_marker() for ax in figure.axes] == ["o", "o"]
+    assert figure.axes[0].lines[0].get_color() != figure.axes[1].lines[0].get_color()
+    long = figures.curve(range(50), {"a": range(50)}, "x", "y").axes[0].lines[0]
+    assert long.get_marker() in ("", "None")
+
+
+def test_a_patch_is_marked_where_it_lies_and_the_image_is_left_alone() -> None:
+    image = np.zeros((32, 64, 3), np.uint8)
+    cross = figures.marked(image, (1, 3), cells=4)
+    assert image.max() == 0 and cross[12, 56].tolist() == [213, 94, 0]
+    assert figures.marked(image, (0, 0), cells=16).shape == image.shape  # at the very edge
 
 
 def test_the_query_patch_is_marked_in_the_middle_of_its_cell() -> None:
@@ -97,7 +147,8 @@ def test_bars_have_the_values_and_the_papers() -> None:
     ax = figures.bars_with_intervals(CELLS).axes[0]
     heights = [patch.get_height() for patch in ax.patches]
     np.testing.assert_array_equal(heights, [20, 40, 30, np.nan])
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["last", "fused"]
+    below = figures.bars_with_intervals(CELLS).axes[1]
+    assert [label.get_text() for label in below.get_xticklabels()] == ["last", "fused"]
 
 
 def test_differences_stand_where_they_belong() -> None:

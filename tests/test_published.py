@@ -292,3 +292,27 @@ def test_files_are_plain_csv() -> None:
         text = paths.data("published", f"{name}.csv").read_text(encoding="utf-8")
         assert "\r" not in text
         assert len({len(row) for row in csv.reader(text.splitlines())}) == 1
+
+
+def test_a_table_is_laid_out_as_printed() -> None:
+    one = published.printed("cliper", 1, kinds=True)
+    assert one.shape == (25, 8) and list(one)[:3] == ["kind", "VOC", "Context"]
+    assert one.loc["CaR | ViT-L/14", "VOC20"] == "91.4"
+    assert one["kind"].iloc[0].startswith("training-based")
+    two = published.printed("cliper", 2)
+    assert two.shape == (6, 12) and ("VOC", "mAP") in two
+    assert set(published.printed("pnp-ovss", 1)) == {"PT data size", "FT data size"}
+    assert (published.printed("pnp-ovss", 1) == "–").sum().sum() == 5
+    for paper, table in TABLES:
+        cells = published.load(paper)
+        wanted = cells[(cells["table"] == table) & (cells["value"] != "")]["value"]
+        shown = published.printed(paper, table).to_numpy().ravel()
+        assert Counter(shown[shown != "–"]) == Counter(wanted)
+    with pytest.raises(OvssError, match="no table"):
+        published.printed("cliper", 99)
+
+
+def test_a_printed_value_keeps_its_digits() -> None:
+    assert published.text("cliper", "1", "CaR | ViT-L/14", "VOC20", "mIoU") == "91.4"
+    assert any(value.endswith(".0") for value in published.load("cliper")["value"])
+    assert published.text("cliper", "1", "no such row", "VOC20", "mIoU") == ""

@@ -244,6 +244,20 @@ def test_compare(results_folder: Path) -> None:
     plain = results.compare("elf")
     assert plain.columns.tolist() == ["ours: lab-20"] and plain.index.tolist() == ["fused"]
     assert results.compare("never run").empty
+    whole = results.compare(
+        "elf",
+        paper="cliper",
+        table=2,
+        metric="P",
+        rows={"fused": "SCLIP | ViT-L/14"},
+        datasets={"lab-20": "VOC"},
+    )
+    assert whole["paper: VOC"].tolist() == ["81.0"]  # with its last digit
+    results.write(
+        results.file_of("elf"), [row(1.0, experiment="elf", row="other", dataset="lab-all")]
+    )
+    pairs = results.side_by_side("elf")[["row", "dataset"]].to_numpy().tolist()
+    assert pairs == [["fused", "lab-20"], ["other", "lab-all"]]  # nothing that was not to be run
     cells = results.side_by_side("elf", paper="cliper", table=5, datasets={"lab-20": "VOC"})
     assert cells["row"].tolist() == ["fused"] and math.isnan(cells["published"].iloc[0])
 

@@ -70,6 +70,10 @@ def test_text_is_escaped() -> None:
     assert "last &lt; all" in html and "Grey &amp; grey." in html
 
 
+def test_a_page_may_write_the_caption_itself() -> None:
+    assert "figcaption" not in slider(caption="")._repr_html_()
+
+
 @pytest.mark.parametrize(
     "wrong", [{"labels": ["one"]}, {"frames": []}, {"alts": ["one", " "]}], ids=str
 )

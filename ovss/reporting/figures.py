@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,8 @@ import pandas as pd
 import torch
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
@@ -42,37 +45,148 @@ def show_scene(image: Any, labels: Any, names: Sequence[str]) -> Figure:
 
 
 def overlay(image: Any, labelings: Mapping[str, Any], names: Sequence[str]) -> Figure:
-    """The image and several label maps [H, W] of it (truth, ours, theirs ...) side by side.
+    """Draw an image and several label maps [H, W] of it side by side.
 
-    BACKGROUND shows the image, IGNORE is white; each region carries its name. More than four
-    pictures stand in two rows.
+    Classes have the colours of `palette`, which the legend repeats; BACKGROUND shows the image,
+    IGNORE is white; each region carries its name. More than four pictures stand in two rows.
     """
     count = 1 + len(labelings)
     columns = count if count <= 4 else math.ceil(count / 2)
     size = min(2.4, PAGE / columns)
     figure, axes = _canvas(count, columns, size, image, legend=True)
     _picture(axes[0], image, "image")
-    found: set[int] = set()
     for ax, (title, labels) in zip(axes[1:], labelings.items(), strict=True):
         label_map = _array(labels).astype(np.int64)
-        _picture(ax, _coloured(image, label_map, len(names)), title)
-        found |= set(np.unique(label_map).tolist())
+        pixels = np.asarray(_as_image(image).convert("RGB"))
+        _picture(ax, coloured(label_map, len(names), pixels), title)
         _name_regions(ax, label_map, names)
-    colours = palette(len(names)) / 255
-    handles = [Patch(color=colours[i + 1], label=names[i]) for i in sorted(found) if i >= 0]
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False)
+    _class_legend(figure, class_colours(labelings.values(), names))
     return figure
 
 
+def coloured(labels: Any, classes: int, image: Any = None) -> NDArray[np.uint8]:
+    """Paint a label map [H, W] in the colours of `palette`: [H, W, 3].
+
+    IGNORE is white; BACKGROUND is black, or the pixels of `image` [H, W, 3] where it is given.
+    """
+    label_map = _array(labels).astype(np.int64)
+    painted: NDArray[np.uint8] = palette(classes)[np.maximum(label_map, BACKGROUND) + 1]
+    if image is not None:
+        painted = np.where((label_map == BACKGROUND)[..., None], _array(image), painted)
+    painted = painted.astype(np.uint8)
+    painted[label_map == IGNORE] = 255
+    return painted
+
+
+def class_colours(labelings: Iterable[Any], names: Sequence[str]) -> dict[str, FloatArray]:
+    """Name the colours of the classes that occur in label maps: name -> RGB in [0, 1]."""
+    there = {int(label) for one in labelings for label in np.unique(_array(one))}
+    colours = palette(len(names)) / 255
+    return {names[label]: colours[label + 1] for label in sorted(there) if label >= 0}
+
+
 def grid(
-    images: Sequence[Any], titles: Sequence[str] = (), columns: int = 4, size: float = 1.6
+    images: Sequence[Any],
+    titles: Sequence[str] = (),
+    columns: int = 4,
+    size: float = 1.6,
+    limits: tuple[float, float] | None = None,
+    legend: Mapping[str, Any] | None = None,
 ) -> Figure:
-    """Images (PIL, [H, W, 3] or maps [H, W]) in rows, each with its title."""
-    figure, axes = _canvas(len(images), columns, size, images[0] if len(images) else None)
+    """Draw images (PIL, [H, W, 3] or maps [H, W]) in rows, each with its title.
+
+    Args:
+        images: the pictures.
+        titles: of each, from the first.
+        columns: pictures in a row.
+        size: width of a picture in inches.
+        limits: the colour scale of all maps, drawn beside them; by default each has its own.
+        legend: name -> colour of the classes that label maps among the images show.
+    """
+    first = images[0] if len(images) else None
+    figure, axes = _canvas(len(images), columns, size, first, legend=bool(legend))
     for position, image in enumerate(images):
         title = titles[position] if position < len(titles) else ""
-        _picture(axes[position], image, title)
+        _picture(axes[position], image, title, limits)
+    if limits:
+        _colour_bar(figure, axes, limits)
+    _class_legend(figure, legend or {})
+    return figure
+
+
+def marked(image: Any, point: tuple[int, int], cells: int = 16) -> NDArray[np.uint8]:
+    """Draw a cross on one patch of an image: [H, W, 3].
+
+    Args:
+        image: the image.
+        point: (row, column) of the patch on a grid of `cells` x `cells`.
+        cells: patches along a side of that grid.
+    """
+    pixels = np.array(_as_image(image).convert("RGB"))
+    row, column = point
+    y = int((row + 0.5) / cells * pixels.shape[0])
+    x = int((column + 0.5) / cells * pixels.shape[1])
+    for span, colour in ((7, (255, 255, 255)), (5, (213, 94, 0))):
+        wide = span - 4
+        pixels[max(y - span, 0) : y + span + 1, max(x - wide + 1, 0) : x + wide] = colour
+        pixels[max(y - wide + 1, 0) : y + wide, max(x - span, 0) : x + span + 1] = colour
+    return pixels
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a method makes of one scene: a row of `method_rows`.
+
+    Attributes:
+        title: the scene's name.
+        image: the scene, its query patch marked.
+        attention: [h, w], the attention of that patch.
+        scores: word -> score map [h, w].
+        labels: [H, W], as indices into the benchmark's names.
+        iou: mean IoU of those labels in percent.
+    """
+
+    title: str
+    image: Any
+    attention: Any
+    scores: Mapping[str, Any]
+    labels: Any
+    iou: float
+
+
+def method_rows(
+    rows: Sequence[Read],
+    names: Sequence[str],
+    limits: tuple[float, float] | None = None,
+    what: str = "score",
+) -> Figure:
+    """Draw a row per scene: image, attention of a patch, score maps of given words, labels.
+
+    Figures of several methods can be compared where they show the same words and share `limits`.
+
+    Args:
+        rows: the scenes, each with the same number of words.
+        names: of the benchmark's classes, for the colours of the labels.
+        limits: the one colour scale of all score maps, by default from the smallest score to
+            the largest; each attention map has its own.
+        what: the colour bar's label.
+    """
+    columns = 3 + max(len(row.scores) for row in rows)
+    scores = [_array(heat) for row in rows for heat in row.scores.values()]
+    lowest, highest = min(map(np.min, scores)), max(map(np.max, scores))
+    limits = limits or (float(lowest), float(highest))
+    figure, axes = _canvas(len(rows) * columns, columns, 1.4, rows[0].image, legend=True)
+    score_axes = []
+    for number, row in enumerate(rows):
+        at = axes[number * columns : (number + 1) * columns]
+        _picture(at[0], row.image, row.title)
+        _picture(at[1], row.attention, "attention of ×")
+        for ax, (word, heat) in zip(at[2:], row.scores.items(), strict=False):
+            _picture(ax, heat, word, limits)
+            score_axes.append(ax)
+        _picture(at[-1], coloured(row.labels, len(names)), f"labels: mIoU {row.iou:.0f} %")
+    _colour_bar(figure, score_axes, limits, what)
+    _class_legend(figure, class_colours([row.labels for row in rows], names))
     return figure
 
 
@@ -150,24 +264,50 @@ def pca_rgb(tokens: Any) -> FloatArray:
     return scaled
 
 
-def bars_with_intervals(cells: pd.DataFrame, ylabel: str = "mIoU (%)") -> Figure:
-    """Our numbers with their intervals as bars, the paper's as diamonds.
+def bars_with_intervals(
+    cells: pd.DataFrame,
+    ylabel: str = "mIoU (%)",
+    published_on: Mapping[str, str] | None = None,
+) -> Figure:
+    """Draw measured numbers with their intervals as bars; published ones below, on their own axis.
 
     Args:
         cells: what `results.side_by_side` gives: row, dataset, value, low, high, published.
         ylabel: what is measured.
+        published_on: our data set -> the paper's, whose name the lower legend shows.
     """
     datasets = list(dict.fromkeys(cells["dataset"]))
     rows = list(dict.fromkeys(cells["row"]))
+    parts = [cells[cells["dataset"] == name].set_index("row").reindex(rows) for name in datasets]
+    beside = cells["published"].notna().any()
     with plt.rc_context(STYLE):
-        size = (min(2 + 0.9 * len(rows), PAGE), 3.4)
-        figure, ax = plt.subplots(figsize=size, layout="constrained")
-        for position, dataset in enumerate(datasets):
-            part = cells[cells["dataset"] == dataset].set_index("row").reindex(rows)
-            _bars(ax, part, position, len(datasets), dataset)
-        ax.set_xticks(range(len(rows)), rows, rotation=20 if len(rows) < 7 else 40, ha="right")
-        ax.set_ylabel(ylabel)
-        _legend_above(figure, ax, datasets)
+        size = (min(2 + 0.9 * len(rows), PAGE), 4.6 if beside else 3.4)
+        ratios = [2, 1] if beside else [1]
+        figure, both = plt.subplots(
+            len(ratios), sharex=True, squeeze=False, figsize=size, layout="constrained",
+            height_ratios=ratios,
+        )  # fmt: skip
+        axes = list(both.ravel())
+        for position, (name, part) in enumerate(zip(datasets, parts, strict=True)):
+            _bars(axes[0], part, position, len(datasets), name)
+            if beside:
+                theirs = (published_on or {}).get(name, name)
+                _diamonds(axes[1], part, position, len(datasets), theirs)
+        axes[-1].set_xticks(
+            range(len(rows)), rows, rotation=20 if len(rows) < 7 else 40, ha="right"
+        )
+        axes[0].set_ylabel(ylabel)
+        columns = max(2, min(len(datasets), 5))
+        if len(datasets) > 1:
+            axes[0].legend(
+                loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns, frameon=False
+            )
+        if beside:
+            axes[1].set_ylabel("published")
+            axes[1].grid(axis="y", alpha=0.3)
+            axes[1].legend(
+                loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns, frameon=False
+            )
     return _done(figure)
 
 
@@ -192,14 +332,37 @@ def differences(
 def curve(
     x: ArrayLike, series: Mapping[str, ArrayLike], xlabel: str, ylabel: str, log: bool = False
 ) -> Figure:
-    """Lines over x, one per series, with different dashes as well as colours."""
+    """Draw lines over x, one per series, with different dashes as well as colours."""
+    return curves(x, {ylabel: series}, xlabel, log)
+
+
+def curves(
+    x: ArrayLike,
+    panels: Mapping[str, Mapping[str, ArrayLike]],
+    xlabel: str,
+    log: bool = False,
+) -> Figure:
+    """Draw series over one x, a panel for each unit: its label -> (name -> values).
+
+    Few points are drawn as points, so that a line between two is not taken for a curve.
+    """
+    places = np.asarray(x)
+    marker = "o" if len(places) <= 20 else ""
     with plt.rc_context(STYLE):
-        figure, ax = plt.subplots(figsize=(5.5, 3), layout="constrained")
-        for position, (name, values) in enumerate(series.items()):
-            style = ("-", "--", ":", "-.")[position % 4]
-            ax.plot(np.asarray(x), np.asarray(values), style, label=name)
-        ax.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if log else "linear")
-        ax.grid(alpha=0.3)
+        figure, axes = plt.subplots(
+            len(panels), sharex=True, squeeze=False, layout="constrained",
+            figsize=(5.5, 1 + 2 * len(panels)),
+        )  # fmt: skip
+        dashes = [f"{marker}{style}" for style in ("-", "--", ":", "-.")]
+        number = 0
+        for ax, (ylabel, series) in zip(axes.ravel(), panels.items(), strict=True):
+            for name, values in series.items():
+                style, colour = dashes[number % 4], COLOURS[number % len(COLOURS)]
+                ax.plot(places, np.asarray(values), style, label=name, color=colour, markersize=3)
+                number += 1
+            ax.set(ylabel=ylabel, xscale="log" if log else "linear")
+            ax.grid(alpha=0.3)
+        axes[-1, 0].set_xlabel(xlabel)
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return _done(figure)
 
@@ -255,11 +418,26 @@ def _done(figure: Figure) -> Figure:
     return figure
 
 
-def _picture(ax: Axes, image: Any, title: str) -> None:
+def _picture(ax: Axes, image: Any, title: str, limits: tuple[float, float] | None = None) -> None:
     shown = image if isinstance(image, Image.Image) else _array(image)
+    low, high = limits or (None, None)
     with plt.rc_context(STYLE):
-        ax.imshow(shown, cmap=HEAT)
+        ax.imshow(shown, cmap=HEAT, vmin=low, vmax=high)
         ax.set_title(title)
+
+
+def _colour_bar(
+    figure: Figure, axes: Sequence[Axes], limits: tuple[float, float], label: str = ""
+) -> None:
+    with plt.rc_context(STYLE):
+        scale = ScalarMappable(Normalize(*limits), HEAT)
+        figure.colorbar(scale, ax=list(axes), shrink=0.6, pad=0.01, aspect=30, label=label)
+
+
+def _class_legend(figure: Figure, colours: Mapping[str, Any]) -> None:
+    if colours:
+        handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False)
 
 
 def _heat(
@@ -271,37 +449,25 @@ def _heat(
     ax.imshow(heat, cmap=HEAT, alpha=0.75, extent=extent, vmin=low, vmax=high)
 
 
-def _legend_above(figure: Figure, ax: Axes, datasets: Sequence[str]) -> None:
-    """A column for each data set; none where there is only one thing to name."""
-    marks, names = ax.get_legend_handles_labels()
-    order = sorted(range(len(names)), key=lambda i: datasets.index(names[i].split(": ")[0]))
-    if len(order) > 1:
-        shown = [marks[i] for i in order], [names[i] for i in order]
-        columns = max(2, min(len(datasets), 5))
-        figure.legend(*shown, loc="outside upper center", ncols=columns, frameon=False)
+def _places(part: pd.DataFrame, position: int, count: int) -> FloatArray:
+    """Where the marks of one of `count` data sets stand, beside each other at each row."""
+    return np.arange(len(part), dtype=np.float64) + (0.8 / count * (position + 0.5) - 0.4)
 
 
 def _bars(ax: Axes, part: pd.DataFrame, position: int, count: int, name: str) -> None:
-    width = 0.8 / count
-    x = np.arange(len(part)) - 0.4 + width * (position + 0.5)
-    value = part["value"].to_numpy(float)
+    x, value = _places(part, position, count), part["value"].to_numpy(float)
     errors = np.stack([value - part["low"].to_numpy(float), part["high"].to_numpy(float) - value])
     errors = errors.clip(0)  # of a few images, a percentile interval need not hold the value
     colour = COLOURS[position % len(COLOURS)]
-    ax.bar(x, value, width * 0.9, color=colour, label=name, alpha=0.85)
+    ax.bar(x, value, 0.72 / count, color=colour, label=name, alpha=0.85)
     ax.errorbar(x, value, errors, fmt="none", ecolor="black", capsize=2, linewidth=1)
+
+
+def _diamonds(ax: Axes, part: pd.DataFrame, position: int, count: int, name: str) -> None:
     if part["published"].notna().any():
-        paper = part["published"].to_numpy(float)
-        label = f"{name}: the paper's"
+        paper, colour = part["published"].to_numpy(float), COLOURS[position % len(COLOURS)]
+        x, label = _places(part, position, count), f"published, {name}"
         ax.plot(x, paper, "D", color="white", markeredgecolor=colour, markersize=4, label=label)
-
-
-def _coloured(image: Any, labels: NDArray[np.int64], classes: int) -> NDArray[np.uint8]:
-    pixels = np.asarray(_as_image(image).convert("RGB"), dtype=np.float64)
-    colours = palette(classes)[np.maximum(labels, BACKGROUND) + 1]
-    mixed = np.where((labels == BACKGROUND)[..., None], pixels, 0.35 * pixels + 0.65 * colours)
-    mixed[labels == IGNORE] = 255
-    return (mixed + 0.5).astype(np.uint8)
 
 
 def _name_regions(ax: Axes, labels: NDArray[np.int64], names: Sequence[str]) -> None:

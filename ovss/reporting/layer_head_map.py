@@ -23,12 +23,15 @@ from ..images import data_url
 from .figures import HEAT
 
 STYLE = """
-.ovss-map table { border-collapse: separate; border-spacing: 2px; width: auto; }
+.ovss-map { text-align: center; }
+.ovss-map table { border-collapse: separate; border-spacing: 2px; margin: 0 auto 1em; width: auto; }
 .ovss-map th { font-weight: 400; padding: 0 .6em; text-align: left; }
 .ovss-map button { border: 3px solid transparent; cursor: pointer; font: inherit; padding: .3em 0;
   width: 4.5em; }
 .ovss-map button[aria-pressed="true"] { border-color: #d55e00; }
-.ovss-map img { image-rendering: pixelated; max-width: 100%; }
+.ovss-map .pictures { display: flex; flex-wrap: wrap; gap: 8px; justify-content: center; }
+.ovss-map .pictures div { text-align: center; }
+.ovss-map img { border: 1px solid #888; image-rendering: pixelated; max-width: 100%; }
 """
 SCRIPT = """
 (function () {
@@ -50,10 +53,16 @@ SCRIPT = """
 
 @dataclass(frozen=True)
 class Panel:
-    """What is shown of a cell: lines of text, and a picture with its alternative text."""
+    """What is shown of a cell.
+
+    Attributes:
+        lines: of text.
+        pictures: title (the class that a mask is of) -> picture, side by side, each in a border.
+        alt: what is to be seen of the head; each picture's title is put before it.
+    """
 
     lines: Sequence[str]
-    picture: Image.Image
+    pictures: Mapping[str, Image.Image]
     alt: str
 
 
@@ -65,20 +74,24 @@ class LayerHeadMap:
         values: [layers, heads], written into the cells and shown as colour.
         panels: one for each (layer, head), both from 0.
         start: the cell that is chosen at first.
-        caption: what the table holds.
+        original: the picture that all panels are about, shown beside each of them.
+        caption: what the table holds, if the page's own caption does not say it.
         digits: of the numbers after the point.
     """
 
     values: ArrayLike
     panels: Mapping[tuple[int, int], Panel]
     start: tuple[int, int]
-    caption: str
+    original: Image.Image | None = None
+    caption: str = ""
     digits: int = 1
 
     def __post_init__(self) -> None:
         wanted = set(np.ndindex(self._matrix.shape))
         if self._matrix.ndim != 2 or set(self.panels) != wanted or self.start not in wanted:
             raise OvssError(f"values {self._matrix.shape}: each layer and head needs one panel")
+        if not all(panel.pictures for panel in self.panels.values()):
+            raise OvssError("each panel needs a picture, with a title")
 
     def _repr_html_(self) -> str:
         body = self._table() + "".join(map(self._panel, np.ndindex(self._matrix.shape)))
@@ -86,8 +99,7 @@ class LayerHeadMap:
         script = SCRIPT % name
         return (
             f'<figure class="ovss-map" id="{name}"><style>{STYLE}</style>{body}'
-            f"<figcaption><p>{escape(self.caption)}</p></figcaption>"
-            f"<script>{script}</script></figure>"
+            f"{_caption(self.caption)}<script>{script}</script></figure>"
         )
 
     def __repr__(self) -> str:
@@ -123,9 +135,21 @@ class LayerHeadMap:
         panel = self.panels[place[0], place[1]]
         lines = "<br>".join(map(escape, panel.lines))
         hidden = "" if place == self.start else " hidden"
-        url = data_url(panel.picture.convert("RGB"), optimize=True)
-        picture = f'<img alt="{escape(panel.alt)}" src="{url}">'
-        return f'<div class="panel"{hidden}><p>{lines}</p>{picture}</div>'
+        first = {} if self.original is None else {"image": (self.original, "The image itself.")}
+        shown = {**first, **{t: (p, f"{t}: {panel.alt}") for t, p in panel.pictures.items()}}
+        pictures = "".join(_titled(title, *one) for title, one in shown.items())
+        return (
+            f'<div class="panel"{hidden}><p>{lines}</p><div class="pictures">{pictures}</div></div>'
+        )
+
+
+def _titled(title: str, picture: Image.Image, alt: str) -> str:
+    url = data_url(picture.convert("RGB"), optimize=True)
+    return f'<div>{escape(title)}<br><img alt="{escape(alt)}" src="{url}"></div>'
+
+
+def _caption(text: str) -> str:
+    return f"<figcaption><p>{escape(text)}</p></figcaption>" if text else ""
 
 
 def _colours(value: float, all_values: NDArray[Any]) -> tuple[str, str]:

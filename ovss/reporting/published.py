@@ -48,6 +48,53 @@ def cell(paper: str, table: str, row: str, dataset: str, metric: str) -> float:
     return cell_arithmetic.number(_printed(":".join((paper, table, row, dataset, metric))))[0]
 
 
+def text(paper: str, table: str, row: str, dataset: str, metric: str) -> str:
+    """Give a cell as it is printed ("84.0"); empty where there is no such cell or no number."""
+    if paper not in PAPERS:
+        raise UnknownNameError.of("paper", paper, PAPERS)
+    return _cells(paper, paths.data("published")).get((paper, table, row, dataset, metric), ("",))[
+        0
+    ]
+
+
+def printed(paper: str, table: str | int, kinds: bool = False) -> pd.DataFrame:
+    """Lay a paper's table out as it is printed, every row and column of it.
+
+    Args:
+        paper: one of `PAPERS`.
+        table: its number.
+        kinds: add a first column with what the table says of a row's method ("training-based").
+
+    Returns:
+        A row per method, in the paper's order; a column per data set, and per metric where there
+        are several; values as strings with the digits that are printed, a dash where there is none.
+
+    Raises:
+        PublishedError: the paper has no such table.
+    """
+    cells = load(paper)
+    cells = cells[cells["table"] == str(table)]
+    if cells.empty:
+        raise PublishedError(f"{paper} has no table {table!r}")
+    names = ["dataset", "metric"] if cells["metric"].nunique() > 1 else ["dataset"]
+    if cells["dataset"].nunique() == 1 and len(names) > 1:
+        names = ["metric"]
+    frame = cells.pivot(index="row", columns=names, values="value")
+    order = list(dict.fromkeys(cells[names].itertuples(index=False, name=None)))
+    frame = frame[[key if len(names) > 1 else key[0] for key in order]]
+    frame = frame.reindex(cells["row"].unique()).replace("", "–").fillna("–").rename_axis(None)
+    frame.columns.names = [None] * frame.columns.nlevels
+    if kinds:
+        frame.insert(0, ("kind", "")[: len(names)] if len(names) > 1 else "kind", _kinds(cells))
+    return frame
+
+
+def _kinds(cells: pd.DataFrame) -> pd.Series:
+    """What the notes say of each row's method, without what they say of a single cell."""
+    notes = cells["note"].str.split("; ").str[-1].where(lambda note: note != "not reported", "")
+    return notes.groupby(cells["row"], sort=False).first()
+
+
 def derived() -> pd.DataFrame:
     """The sums of the papers: one row per stated number, every column a string."""
     frame = _table("derived", DERIVED, ("id",))

@@ -182,6 +182,7 @@ def side_by_side(
         table: the table of that paper.
         rows: our row name -> the paper's; by default all rows measured, under equal names.
         datasets: our data set -> the paper's; by default all measured, under equal names.
+            Without `rows`, a row has those it was measured on and no others.
         metric: which number, in both.
         protocol: which of our protocols.
     """
@@ -199,6 +200,7 @@ def side_by_side(
         }
         for row in row_names
         for dataset in set_names
+        if rows is not None or ((ours["row"] == row) & (ours["dataset"] == dataset)).any()
     ]
     return pd.DataFrame(cells, columns=["row", "dataset", *MEASURED, "published"])
 
@@ -206,10 +208,12 @@ def side_by_side(
 def compare(experiment: str, profile: str = "lab", **options: Any) -> pd.DataFrame:
     """`side_by_side` to read: per data set "value [low, high] (images)" beside the paper's.
 
-    The options are those of `side_by_side`. What was not measured says "not run yet".
+    The options are those of `side_by_side`. What was not measured says "not run yet"; what is
+    published stands as it is printed.
     """
     cells = side_by_side(experiment, profile, **options)
-    names = options.get("datasets") or {}
+    names, rows = options.get("datasets") or {}, options.get("rows") or {}
+    paper, metric = options.get("paper"), options.get("metric", "mIoU")
     columns: dict[str, dict[str, str]] = {}
     for cell in cells.to_dict("records"):
         ours = str(cell["dataset"])
@@ -217,9 +221,9 @@ def compare(experiment: str, profile: str = "lab", **options: Any) -> pd.DataFra
         columns.setdefault(f"ours: {ours}", {})[cell["row"]] = show(
             {str(name): value for name, value in cell.items()}
         )
-        if options.get("paper"):
-            number = cell["published"]
-            printed = "not reported" if math.isnan(number) else f"{number:g}"
+        if paper:
+            address = (str(options["table"]), rows.get(cell["row"], cell["row"]), theirs, metric)
+            printed = papers.text(paper, *address) or "not reported"
             columns.setdefault(f"paper: {theirs}", {})[cell["row"]] = printed
     return pd.DataFrame(columns)
 

@@ -42,14 +42,14 @@ class Slider:
         labels: what each frame shows, in a few words.
         alts: the alternative text of each.
         title: what the slider moves through ("round").
-        caption: below the frames.
+        caption: below the frames, if the page's own caption does not say it.
     """
 
     frames: Sequence[Figure | Image.Image]
     labels: Sequence[str]
     alts: Sequence[str]
     title: str
-    caption: str
+    caption: str = ""
 
     def __post_init__(self) -> None:
         counts = len(self.frames), len(self.labels), len(self.alts)
@@ -70,7 +70,7 @@ class Slider:
                 f'<input type="range" min="0" max="{len(pictures) - 1}" step="1" value="0">',
                 "<output></output></label>",
                 *(_frame(*part) for part in parts),
-                f"<figcaption><p>{escape(self.caption)}</p></figcaption>",
+                f"<figcaption><p>{escape(self.caption)}</p></figcaption>" if self.caption else "",
                 f"<script>{SCRIPT % name}</script>",
                 "</figure>",
             )
