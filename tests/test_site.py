@@ -218,3 +218,59 @@ def test_the_search_knows_every_page(pages: list[Page]) -> None:
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     assert f'"{contents["root"]}"' in index
     assert '"0-lab/scoring"' in index
+
+
+def test_formulas_cost_only_the_pages_that_have_them(pages: list[Page]) -> None:
+    for p in pages:
+        text = p.path.read_text(encoding="utf-8")
+        drawn = any("tex-svg.js" in a.get("src", "") for tag, a in p.tags if tag == "script")
+        formulas = 'class="math notranslate' in text
+        assert drawn == formulas, named(p.path)
+
+
+def test_no_id_stands_twice_on_a_page(pages: list[Page]) -> None:
+    for p in pages:
+        ids = [a["id"] for _, a in p.tags if a.get("id")]
+        assert not [name for name in set(ids) if ids.count(name) > 1], named(p.path)
+
+
+def test_pages_say_what_they_are_about(pages: list[Page]) -> None:
+    contents = (ROOT / "_toc.yml").read_text(encoding="utf-8")
+    for name in re.findall(r"(?:file|root): (\S+)", contents):
+        tags = page(site() / f"{name}.html").tags
+        found = [a.get("content", "") for tag, a in tags if a.get("name") == "description"]
+        assert len(found) == 1 and len(found[0]) > 20, name
+
+
+def test_the_theme_knows_its_mode(pages: list[Page]) -> None:
+    assert all(
+        next(a for tag, a in p.tags if tag == "body").get("data-default-mode") for p in pages
+    )
+
+
+def test_tables_of_results_have_captions_numbers_and_headings(pages: list[Page]) -> None:
+    """Every table that `ovss.reporting.tables` makes is one that Sphinx knows."""
+    found = 0
+    for p in pages:
+        text = p.path.read_text(encoding="utf-8")
+        for one in re.findall(r'<table class="results.*?</table>', text, flags=re.S):
+            found += 1
+            assert re.search(r'<table class="results[^"]*" id="tab-', one), named(p.path)
+            assert 'class="caption-number">Table ' in one and "<thead>" in one, named(p.path)
+        assert "{list-table}" not in text, named(p.path)
+    assert found > 40
+
+
+def test_screen_readers_are_told_nothing_wrong(pages: list[Page]) -> None:
+    for p in pages:
+        roles = {a.get("role", "") for _, a in p.tags}
+        assert "doc-biblioentry" not in roles, named(p.path)
+        labels = [a.get("aria-label") for tag, a in p.tags if tag == "summary"]
+        assert "Toggle hidden content" not in labels, named(p.path)
+
+
+def test_references_link_to_what_they_name(pages: list[Page]) -> None:
+    text = (site() / "appendix" / "references.html").read_text(encoding="utf-8")
+    entries = re.findall(r'<div class="citation".*?</div>', text, flags=re.S)
+    assert len(entries) == (ROOT / "book" / "references.bib").read_text("utf-8").count("\n@")
+    assert all('href="https://' in one for one in entries)

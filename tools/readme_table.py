@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from ovss import paths
-from ovss.reporting import results
+from ovss.reporting.tables import overview
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -28,20 +28,9 @@ UNITS = "mIoU in percent with its 95 % interval over images, and the number of i
 
 def table(folder: Path) -> str:
     """The mIoU of the experiments SHOWN as Markdown, one table each."""
-    found = [(title, measured(folder / f"{name}.csv")) for name, title in SHOWN.items()]
+    found = [(title, overview(folder / f"{name}.csv")) for name, title in SHOWN.items()]
     parts = [markdown(title, cells) for title, cells in found if not cells.empty]
     return "\n\n".join([UNITS, *parts] if parts else [NONE])
-
-
-def measured(path: Path) -> pd.DataFrame:
-    """The file's mIoU as text: a row per method, a column per data set, in the file's order."""
-    rows = results.read(path)
-    rows = rows[rows["metric"] == "mIoU"]
-    columns: dict[str, dict[str, str]] = {}
-    for cell in rows.to_dict("records"):
-        column = columns.setdefault(f"{cell['dataset']} ({cell['protocol']})", {})
-        column[str(cell["row"])] = results.show({str(name): value for name, value in cell.items()})
-    return pd.DataFrame(columns).reindex(rows["row"].unique()).fillna("")
 
 
 def markdown(title: str, cells: pd.DataFrame) -> str:

@@ -176,16 +176,14 @@ def method_rows(
     lowest, highest = min(map(np.min, scores)), max(map(np.max, scores))
     limits = limits or (float(lowest), float(highest))
     figure, axes = _canvas(len(rows) * columns, columns, 1.4, rows[0].image, legend=True)
-    score_axes = []
     for number, row in enumerate(rows):
         at = axes[number * columns : (number + 1) * columns]
         _picture(at[0], row.image, row.title)
         _picture(at[1], row.attention, "attention of ×")
         for ax, (word, heat) in zip(at[2:], row.scores.items(), strict=False):
             _picture(ax, heat, word, limits)
-            score_axes.append(ax)
         _picture(at[-1], coloured(row.labels, len(names)), f"labels: mIoU {row.iou:.0f} %")
-    _colour_bar(figure, score_axes, limits, what)
+    _colour_bar(figure, axes, limits, what)
     _class_legend(figure, class_colours([row.labels for row in rows], names))
     return figure
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import OvssError
+from . import results
 
 NONE = "–"
 NAME = re.compile(r"tab-[a-z0-9]+(-[a-z0-9]+)*")
@@ -116,6 +118,20 @@ def table(
         for key, row in zip(index, cells.astype(object).to_numpy(), strict=True)
     )
     return Table(heads, rows, stubs, caption, name)
+
+
+def overview(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Lay out a results file's mIoU as text: a row per method, a column per data set and protocol.
+
+    In the file's order; empty where there is no such file.
+    """
+    rows = results.read(path)
+    rows = rows[rows["metric"] == "mIoU"]
+    columns: dict[str, dict[str, str]] = {}
+    for cell in rows.to_dict("records"):
+        column = columns.setdefault(f"{cell['dataset']} ({cell['protocol']})", {})
+        column[str(cell["row"])] = results.show({str(name): value for name, value in cell.items()})
+    return pd.DataFrame(columns).reindex(rows["row"].unique()).fillna("")
 
 
 def _corners(index: pd.Index, corner: str) -> list[str]:
