@@ -202,7 +202,7 @@ def _search(options: argparse.Namespace) -> None:
             file.write(table.to_csv(index=False).encode())
     print(table.head(10).to_string(index=False))
     best = ", ".join(f"{name}={value}" for name, value in found.options.items())
-    print(f"best: {best} (layers and heads from 0), {found.best.reward} of {found.most}")
+    print(f"best: {best} (layers and heads from 0), {found.best.reward} of {found.max_reward}")
 
 
 def _list(options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from clips import noise
 from ovss.errors import OvssError
 from ovss.refine import crf
-from ovss.refine.blur import Blur, gaussian, stretch
+from ovss.refine.blur import Blur, gaussian, minmax_normalise
 from ovss.refine.crf import DenseCrf
 
 # ---- blur
@@ -33,7 +33,7 @@ def test_blur_is_scipys(size: tuple[int, int], deviation: float) -> None:
 def test_the_deviation_is_relative_to_the_longer_side() -> None:
     maps = torch.rand(3, 20, 40)
     (found,) = Blur(0.05)([maps], [noise(40, 20)])
-    torch.testing.assert_close(found, stretch(gaussian(maps, 2.0)))
+    torch.testing.assert_close(found, minmax_normalise(gaussian(maps, 2.0)))
     assert found.amin((1, 2)).eq(0).all() and found.amax((1, 2)).eq(1).all()
 
 

@@ -48,7 +48,7 @@ def by_autograd(
         for module in backbone.network.cross_attention
     ]
     ids = backbone.prompt(names).ids[None]
-    logits = backbone.network.logits(pixels, ids, torch.ones_like(ids))
+    logits = backbone.network.logits(backbone.network.encode(pixels), ids, torch.ones_like(ids))
     for hook in hooks:
         hook.remove()
     model.requires_grad_(False)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import ovss
-from clips import save_clip
+from clips import noise, save_clip
 from diffusions import save_diffusion
 from itms import save_blip
 from ovss import OvssError
@@ -21,6 +21,7 @@ from ovss.backbones.caching import CachedClip, CachedDiffusion, CachedItm
 from ovss.backbones.clip import ClipBackbone
 from ovss.backbones.diffusion import DiffusionBackbone
 from ovss.backbones.itm import ItmBackbone
+from ovss.errors import VocabularyError
 from ovss.evaluation.many import choose_on_tune, evaluate_many, evaluate_settings
 from ovss.methods.cliper import Cliper
 from ovss.methods.cliper_cached import CachedCliper
@@ -291,6 +292,37 @@ def test_one_match_serves_all_layers_heads_and_rounds(
     for name, segmenter in rows(ItmBackbone.load(source)).items():
         alone = ovss.evaluate(segmenter, "voc21", **options)
         assert np.abs(found[name].areas - alone.areas).sum() <= 1e-3 * alone.areas.sum()
+
+
+def test_an_image_is_encoded_once_whatever_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other captions, other batches, the same image twice: the image encoder runs once for it."""
+    source = save_blip(tmp_path / "itm")
+    itm, plain = CachedItm.load(source), ItmBackbone.load(source)
+    encoded: list[int] = []
+    encode = ItmBackbone.encode
+
+    def counted(self: ItmBackbone, pixels: Any) -> Any:
+        encoded.append(len(pixels))
+        return encode(self, pixels)
+
+    monkeypatch.setattr(ItmBackbone, "encode", counted)
+    images = [noise(40, 32, seed) for seed in range(3)]
+    pixels = itm.pixels(images, 32)
+    assert itm.pixels(images, 32) is pixels and itm.pixels(images, 64) is not pixels
+    assert itm.prompt(["cat"]) is itm.prompt(["cat"]) is not itm.prompt(["cat"], joined=True)
+    itm.match(pixels[:2], [itm.prompt(["cat"]), itm.prompt(["dog", "sky"])], (1,))
+    prompts = [itm.prompt(names) for names in (["sky"], ["cat", "dog"], ["cat"])]
+    twice = pixels[[1, 2, 2]]
+    found = itm.match(twice, prompts, (1,))
+    assert encoded == [2, 1]
+    monkeypatch.undo()
+    alone = plain.match(twice, prompts, (1,))
+    torch.testing.assert_close(found.logits, alone.logits)
+    torch.testing.assert_close(found.gradient[1], alone.gradient[1], rtol=1e-4, atol=1e-7)
+    with pytest.raises(VocabularyError, match="list of class names"):
+        itm.prompt("cat")
 
 
 def test_a_remembering_matcher_forgets_and_checks(tmp_path: Path) -> None:

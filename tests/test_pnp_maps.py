@@ -9,13 +9,13 @@ from torch import Tensor
 from ovss.labels import BACKGROUND
 from ovss.methods.pnp_maps import (
     aggregate,
-    cut,
-    enlarge,
     gradcam,
     merge,
     relabel,
-    salience,
+    saliency,
     select,
+    threshold,
+    upsample,
     with_background,
 )
 
@@ -57,8 +57,8 @@ def test_a_name_of_several_pieces_is_their_mean() -> None:
 def test_salience_by_tokens_counts_long_names_more() -> None:
     tokens = torch.tensor([5.0, 1.0, 2.0, 4.0])[:, None, None].expand(4, 3, 3)
     words = [(1,), (2, 3)]
-    assert salience(tokens, words)[0, 0] == 7  # 1 + 2 + 4
-    assert salience(tokens, words, "classes")[0, 0] == 4  # 1 + (2 + 4) / 2
+    assert saliency(tokens, words)[0, 0] == 7  # 1 + 2 + 4
+    assert saliency(tokens, words, "classes")[0, 0] == 4  # 1 + (2 + 4) / 2
 
 
 # ---- Eq. 2-5
@@ -96,22 +96,22 @@ def test_the_first_map_may_count_twice() -> None:
 
 def test_the_threshold_is_relative_and_keeps_values() -> None:
     maps = torch.stack([grid(2, 3, 4, 5, 6, 7, 8, 9, 12), grid(*[0.0] * 8, 0.001)])
-    found = cut(maps, 0.3)  # of the way from 2 to 12: 5
+    found = threshold(maps, 0.3)  # of the way from 2 to 12: 5
     assert found[0].flatten().tolist() == [0, 0, 0, 5, 6, 7, 8, 9, 12]
     assert found[1].flatten().tolist() == [0] * 8 + [pytest.approx(0.001)]
 
 
 @pytest.mark.parametrize("value", [0.0, 0.7])
 def test_a_constant_map_loses_everything(value: float) -> None:
-    assert cut(torch.full((1, 3, 3), value), 0.15).eq(0).all()
-    assert cut(torch.full((1, 1, 1), value), 0.0).eq(0).all()
+    assert threshold(torch.full((1, 3, 3), value), 0.15).eq(0).all()
+    assert threshold(torch.full((1, 1, 1), value), 0.0).eq(0).all()
 
 
 def test_enlarge_puts_corner_on_corner() -> None:
-    found = enlarge(torch.tensor([[[0.0, 3.0]]]), (2, 4))
+    found = upsample(torch.tensor([[[0.0, 3.0]]]), (2, 4))
     torch.testing.assert_close(found, torch.tensor([[[0.0, 1, 2, 3], [0, 1, 2, 3]]]))
-    assert enlarge(torch.rand(2, 5, 5), (1, 300)).shape == (2, 1, 300)
-    assert (enlarge(torch.full((1, 1, 1), 0.5), (4, 7)) == 0.5).all()
+    assert upsample(torch.rand(2, 5, 5), (1, 300)).shape == (2, 1, 300)
+    assert (upsample(torch.full((1, 1, 1), 0.5), (4, 7)) == 0.5).all()
 
 
 def test_background_is_where_all_classes_are_exactly_zero() -> None:

@@ -21,7 +21,7 @@ from ovss.errors import OvssError, UnknownNameError
 from ovss.evaluation.counting import Run
 from ovss.labels import BACKGROUND
 from ovss.methods.pnp_configs import CONFIGS, SOLUTIONS_ON, unsearched
-from ovss.methods.pnp_ovss import PnpOvss
+from ovss.methods.pnp_ovss import PnpOvss, Quirks
 from ovss.provenance import describe
 from ovss.refine.crf import DenseCrf
 
@@ -188,7 +188,7 @@ def test_the_batch_quirk_lets_a_short_caption_choose_by_its_end() -> None:
     image = picture([4, 2, 1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0, 9], [1] * 9)
     longer = Vocabulary.of("cat, dog, sky")
     for quirk, alone, together in ((False, 0, 0), (True, 0, 8)):
-        method = by_hand(rounds=1, batch_quirk=quirk)
+        method = by_hand(rounds=1, quirks=Quirks(batch=quirk))
         pixels = torch.from_numpy(image)[None]
         short, long = method.prompt(CAT), method.prompt(longer)
         (_, own) = method.passes(pixels, [short])
@@ -251,7 +251,7 @@ def test_rescale_makes_weak_classes_strong() -> None:
 def test_the_nan_quirk_makes_an_image_one_label() -> None:
     """No pixel is left for the background, so its map is empty."""
     maps = [[0.9, 0.5, 0.4], [0.1, 0.2, 0.8]]
-    quirk = {"blur": 0.05, "nan_quirk": True}
+    quirk = {"blur": 0.05, "quirks": Quirks(nan=True)}
     assert segmented(maps, "cat, dog", blur=0.05) == [0, 0, 1]
     assert segmented(maps, "cat, dog", **quirk) == [BACKGROUND] * 3
     assert segmented(maps, "cat, dog", crf=DenseCrf(), **quirk) == [BACKGROUND] * 3
@@ -263,9 +263,9 @@ def test_the_relabel_quirk() -> None:
     labels = torch.tensor([BACKGROUND, 0, 1, 2])
     classes = [6, 14, 1]  # of the data set; the last one's number there is 2
     assert by_hand().relabel(labels, classes).tolist() == [BACKGROUND, 6, 14, 1]
-    quirk = by_hand(relabel_quirk=True)
+    quirk = by_hand(quirks=Quirks(relabel=True))
     assert quirk.relabel(labels, classes).tolist() == [BACKGROUND, 6, 14, 14]
-    few = by_hand(relabel_quirk=True, background="psc")
+    few = by_hand(quirks=Quirks(relabel=True), background="psc")
     assert few.relabel(labels[1:], classes).tolist() == [6, 14, 1]
     assert few.relabel(labels[:3], [6, 0]).tolist() == [BACKGROUND, 6, 6]
 
@@ -273,9 +273,10 @@ def test_the_relabel_quirk() -> None:
 def test_an_evaluation_relabels_as_the_method_does() -> None:
     labels, classes = torch.tensor([BACKGROUND, 0, 1, 2]), [6, 14, 1]
     found = {}
-    for method in (by_hand(), by_hand(relabel_quirk=True), Fixed(torch.zeros(1), ())):
+    for method in (by_hand(), by_hand(quirks=Quirks(relabel=True)), Fixed(torch.zeros(1), ())):
         run = Run(Segmenter(method), None, CAT, "image", 0)  # type: ignore[arg-type]
-        found[describe(method).get("relabel_quirk")] = run._of_data_set(labels, classes).tolist()
+        quirks = describe(method).get("quirks", {})
+        found[quirks.get("relabel")] = run._of_data_set(labels, classes).tolist()
     assert found[False] == found[None] == [BACKGROUND, 6, 14, 1]
     assert found[True] == [BACKGROUND, 6, 14, 14]
 
@@ -436,9 +437,9 @@ def test_load_takes_the_authors_settings(blip: ItmBackbone) -> None:
     for name, config in CONFIGS.items():
         method = ovss.load("pnp-ovss", dataset=name, **here).method
         assert {option: getattr(method, option) for option in config} == config
-    ade = ovss.load("pnp-ovss", dataset="ade150", nan_quirk=False, **here).method
-    assert isinstance(ade, PnpOvss) and not ade.nan_quirk and not ade.normalize
-    assert (ade.resample, ade.background, ade.relabel_quirk) == ("bilinear", "psc", True)
+    ade = ovss.load("pnp-ovss", dataset="ade150", quirks=Quirks(relabel=True), **here).method
+    assert isinstance(ade, PnpOvss) and not ade.quirks.nan and not ade.normalize
+    assert (ade.resample, ade.background, ade.quirks.relabel) == ("bilinear", "psc", True)
     with pytest.raises(UnknownNameError, match=r"configuration 'ade'.*'ade150'"):
         ovss.load("pnp-ovss", dataset="ade", **here)
 

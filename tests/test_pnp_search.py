@@ -27,10 +27,16 @@ from ovss.evaluation import metrics
 from ovss.evaluation.correlation import rank_correlation, ranks, spearman
 from ovss.evaluation.journal import ResumeError
 from ovss.methods import pnp_search as searching
-from ovss.methods.pnp_maps import cut, gradcam, merge
+from ovss.methods.pnp_maps import gradcam, merge, threshold
 from ovss.methods.pnp_ovss import PnpOvss
-from ovss.methods.pnp_reward import Candidate, Example, Reward, look, masks
-from ovss.methods.pnp_search import Found, draw_candidates, examples_of, reward_of_heads, search
+from ovss.methods.pnp_reward import Candidate, Example, Reward, gradcam_all_heads, masks
+from ovss.methods.pnp_search import (
+    SearchResult,
+    draw_candidates,
+    examples_of,
+    reward_of_heads,
+    search,
+)
 from ovss.taggers import Oracle
 from test_evaluate import environment
 from test_taggers import Names
@@ -52,7 +58,7 @@ def test_a_hand_worked_reward() -> None:
     reward = Reward(method(), judge(), [striped("red", "green")])
     found = [[int(reward(Candidate(k, n, 0.5)).sum()) for n in range(2)] for k in range(3)]
     assert found == [[2, 0], [0, 0], [0, 2]]
-    assert reward.most == 2
+    assert reward.max_reward == 2
 
 
 def test_the_whole_image_is_no_mask() -> None:
@@ -64,9 +70,9 @@ def test_the_whole_image_is_no_mask() -> None:
 
 def test_an_image_of_one_class_earns_nothing() -> None:
     reward = Reward(method(), judge(), EXAMPLES)
-    assert reward(Candidate(0, 0, 0.5)).tolist() == [2, 2, 0] and reward.most == 4
+    assert reward(Candidate(0, 0, 0.5)).tolist() == [2, 2, 0] and reward.max_reward == 4
     alone = Reward(method(), judge(), EXAMPLES[2:])
-    assert alone(Candidate(0, 0, 0.5)).tolist() == [0] and alone.most == 0
+    assert alone(Candidate(0, 0, 0.5)).tolist() == [0] and alone.max_reward == 0
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 64])
@@ -94,9 +100,9 @@ def test_masks() -> None:
     assert not found[1].any()  # a constant map has no highest place
     corners = found[0][[0, 0, 3, 3], [0, 3, 0, 3]].tolist()
     assert corners == [False, True, True, True]
-    # A grid that is as fine as the image: the cut of `PnpOvss`, made binary.
+    # A grid that is as fine as the image: the threshold of `PnpOvss`, made binary.
     fine = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(masks(fine, 0.4, None, 8), cut(fine, 0.4) > 0)
+    torch.testing.assert_close(masks(fine, 0.4, None, 8), threshold(fine, 0.4) > 0)
     spot = torch.zeros(1, 32, 32)
     spot[:, 16, 16] = 1
     sizes = [int(masks(spot, 0.5, blur, 32).sum()) for blur in (None, 0.03, 0.09)]
@@ -105,12 +111,12 @@ def test_masks() -> None:
 
 @pytest.mark.parametrize("save", [save_blip, save_bridgetower])
 def test_maps_of_all_heads_are_those_of_each(save: Any, tmp_path: Path) -> None:
-    """`look` against the method's own steps, one layer and head at a time."""
+    """`gradcam_all_heads` against the method's own steps, one layer and head at a time."""
     backbone = ItmBackbone.load(save(tmp_path / "itm"))
     built = PnpOvss(backbone, layer=0, head=0, size=32, crf=None, batch=2)
     names = [("cat", "pottedplant"), ("dog", "grass", "sky"), ("car",)]
     some = [Example(str(i), striped("red", "blue").image, one) for i, one in enumerate(names)]
-    seen = list(look(built, some))
+    seen = list(gradcam_all_heads(built, some))
     assert [example for example, _ in seen] == some
     for example, maps in seen:
         assert maps.shape == (backbone.layers, backbone.heads, len(example.names), 4, 4)
@@ -131,7 +137,7 @@ def test_a_real_clip_judges(tmp_path: Path) -> None:
     image = striped("red", "blue").image.resize((50, 40))
     example = Example("a", image, ("cat", "dog", "sky"))
     reward, side = Reward(built, clip, [example]), 32
-    ((_, maps),) = look(built, [example])
+    ((_, maps),) = gradcam_all_heads(built, [example])
     pixels = np.array(image.resize((side, side), 3)) / 255
     text = clip.text_features(Vocabulary.of(example.names)).numpy()
 
@@ -159,7 +165,7 @@ def test_examples_need_classes() -> None:
 # ---- the search
 
 
-def find(**options: Any) -> Found:
+def find(**options: Any) -> SearchResult:
     return search(method(), judge(), EXAMPLES, **{"progress": False, "workers": 1, **options})
 
 
@@ -167,7 +173,7 @@ def test_the_search_finds_the_right_head() -> None:
     found = find(iterations=8)
     best = found.best.candidate
     assert (best.layer, best.head) in ((0, 0), (2, 1)) and best.threshold in searching.THRESHOLDS
-    assert best.blur in searching.BLURS and found.best.reward == found.most == 4
+    assert best.blur in searching.BLURS and found.best.reward == found.max_reward == 4
     assert found.options == {
         "layer": best.layer, "head": best.head, "threshold": best.threshold, "blur": best.blur
     }  # fmt: skip

@@ -18,6 +18,7 @@ from .diffusion import DiffusionBackbone
 from .diffusion.backbone import LAYERS, STEP, LazyMap, Projection
 from .itm import ItmBackbone, Matching, Prompt
 
+PROMPTS = 4096  # tokenised captions that are kept
 Attention = bool | Literal["sum"]
 Key = tuple[bytes, int, int, int | bytes]  # image, layer, step, noise
 
@@ -142,21 +143,64 @@ class CachedDiffusion(DiffusionBackbone):
 
 @dataclass(eq=False)
 class CachedItm(ItmBackbone):
-    """An `ItmBackbone` that matches the same images and prompts once, and keeps all layers.
+    """Cache what an `ItmBackbone` computes: pixels, prompts, encoded images and matchings.
 
-    So one pass serves all layers and heads, and rows that take the same patches out share that
-    pass, too. Gradients are those of `ItmBackbone` up to the last digits. What it returns is
-    shared: nobody must change it in place.
+    Each different image is encoded once, whatever it is asked for. The same batch of images and
+    prompts is matched once, for all layers and heads, so rows that drop the same patches share the
+    pass. Logits, maps and gradients are those of `ItmBackbone` up to the last digits. What it
+    returns is shared: nobody must change it in place.
 
     Attributes:
-        map_values: values of the maps that are kept, 256 MB of float32 by default; the oldest
-            batch goes first.
+        map_values: values that each of its caches keeps, 256 MB of float32 by default; the oldest
+            go first.
     """
 
     map_values: int = 2**26
+    _pixels: OrderedDict[Any, Tensor] = field(default_factory=OrderedDict, init=False, repr=False)
+    _prompts: OrderedDict[Any, Prompt] = field(default_factory=OrderedDict, init=False, repr=False)
+    _encoded: OrderedDict[Any, Tensor] = field(default_factory=OrderedDict, init=False, repr=False)
     _matched: OrderedDict[tuple[bytes, str], Matching] = field(
         default_factory=OrderedDict, init=False, repr=False
     )
+
+    def prompt(
+        self, names: Sequence[str], *, joined: bool = False, prefix: str = "A picture of "
+    ) -> Prompt:
+        """Tokenise a caption as `ItmBackbone.prompt`, each different one once."""
+        key = (repr(names), joined, prefix)
+        if key not in self._prompts:
+            self._prompts[key] = super().prompt(names, joined=joined, prefix=prefix)
+        if len(self._prompts) > PROMPTS:
+            self._prompts.popitem(last=False)
+        return self._prompts[key]
+
+    def pixels(
+        self,
+        images: Sequence[Image.Image],
+        size: int,
+        *,
+        normalize: bool = True,
+        resample: Image.Resampling = Image.Resampling.BICUBIC,
+    ) -> Tensor:
+        """Resize images to [B, 3, size, size] as `ItmBackbone.pixels`, each batch once."""
+        contents = b"".join(_digest_bytes(image.tobytes()) for image in images)
+        key = (contents, *((image.size, image.mode) for image in images), size, normalize, resample)
+        if key not in self._pixels:
+            self._pixels[key] = super().pixels(images, size, normalize=normalize, resample=resample)
+        _bound(self._pixels, self.map_values)
+        return self._pixels[key]
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Encode images [B, 3, H, W] as `ItmBackbone.encode`, each different one once."""
+        keys = [(_digest(image), image.shape) for image in pixels]
+        new = {key: place for place, key in enumerate(keys) if key not in self._encoded}
+        if new:
+            encoded = super().encode(pixels[list(new.values())])  # [N, 1+L, E]
+            self._encoded.update(zip(new, (one.clone() for one in encoded), strict=True))
+        images = torch.stack([self._encoded[key] for key in keys])
+        _bound(self._encoded, self.map_values)
+        return images
 
     def match(
         self,
@@ -167,26 +211,26 @@ class CachedItm(ItmBackbone):
         gradient: bool = True,
         objective: Literal["logit", "ce"] = "logit",
     ) -> Matching:
-        """As `ItmBackbone.match`."""
+        """Match images and prompts as `ItmBackbone.match`, each batch once for all layers."""
         self._check(pixels, prompts, layers, objective)
         texts = [str(prompt.ids.tolist()) for prompt in prompts]
         key = _digest(pixels), " ".join([str(tuple(pixels.shape)), objective, *texts])
-        found = self._matched.pop(key, None)
-        if found is None or (gradient and not found.gradient):
+        matching = self._matched.pop(key, None)
+        if matching is None or (gradient and not matching.gradient):
             every = range(self.layers)
-            found = super().match(pixels, prompts, every, gradient=gradient, objective=objective)
-        self._matched[key] = found
-        while len(self._matched) > 1 and self._kept_values() > self.map_values:
+            matching = super().match(pixels, prompts, every, gradient=gradient, objective=objective)
+        self._matched[key] = matching
+        while len(self._matched) > 1 and self._matched_values() > self.map_values:
             self._matched.popitem(last=False)
-        chosen = found.gradient if gradient else {}
+        slopes = matching.gradient if gradient else {}
         return Matching(
-            found.logits,
-            found.mask,
-            {layer: found.attention[layer] for layer in layers},
-            {layer: chosen[layer] for layer in layers if chosen},
+            matching.logits,
+            matching.mask,
+            {layer: matching.attention[layer] for layer in layers},
+            {layer: slopes[layer] for layer in layers if slopes},
         )
 
-    def _kept_values(self) -> int:
+    def _matched_values(self) -> int:
         parts = (part for one in self._matched.values() for part in (one.attention, one.gradient))
         return sum(maps.numel() for part in parts for maps in part.values())
 
@@ -220,5 +264,15 @@ def _draws(noise: int | Tensor, images: int) -> list[int | bytes]:
     return [_digest(one) for one in noise.expand(images, -1, -1, -1)]
 
 
+def _bound(cache: OrderedDict[Any, Tensor], values: int) -> None:
+    """Drop the oldest tensors until `values` are left; the newest stays."""
+    while len(cache) > 1 and sum(one.numel() for one in cache.values()) > values:
+        cache.popitem(last=False)
+
+
 def _digest(values: Tensor) -> bytes:
-    return hashlib.sha256(values.detach().cpu().contiguous().numpy().tobytes()).digest()
+    return _digest_bytes(values.detach().cpu().contiguous().numpy().tobytes())
+
+
+def _digest_bytes(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .pnp_ovss import Quirks
+
 # Where the search of section 3.4 ended: the paper's (Table 2, where layers and heads count from 1),
 # and for the lab's networks `ovss search --dataset lab-21`, on all of the split `tune`.
 SOLUTIONS: dict[str, dict[str, Any]] = {
@@ -28,11 +30,10 @@ def unsearched(layers: int) -> dict[str, Any]:
     return {"layer": max(0, 2 * layers // 3 - 1), "head": None}
 
 
-_ACCIDENTS = {"nan_quirk": True, "relabel_quirk": True}
-_VOC = {"background": "voc", "rescale": False, **_ACCIDENTS}
+# `Quirks.batch` is left out: with it, results would depend on how images come together.
+_VOC = {"background": "voc", "rescale": False, "quirks": Quirks(nan=True, relabel=True)}
 _PSC = {**_VOC, "background": "psc"}
 
-# `batch_quirk` is not among them: with it, results would depend on how images come together.
 CONFIGS: dict[str, dict[str, Any]] = {
     "voc20": _VOC,
     "voc21": _VOC,

@@ -1,4 +1,4 @@
-"""The reward of PnP-OVSS's section 3.4 (arXiv 2311.17095): is a mask good, as CLIP sees it?
+"""Reward masks without ground truth: PnP-OVSS's section 3.4 (arXiv 2311.17095), judged by CLIP.
 
     p_i(x)  = softmax over the image's classes of CLIP's similarity of x and each class's name
     reward  = number of classes i with  p_i(M_i * image) > p_i(black)            (Eq. 6-7)
@@ -7,8 +7,8 @@ M_i is the mask of class i, so a class earns 1 if what its mask lets through loo
 a black image does. No ground truth is looked at, only which classes are in the image. An image of
 one class earns nothing ever: its probability is 1, whatever the mask.
 
-The masks of all layers and heads come from one pass over an image: attention and gradient of all of
-them are kept (`look`), and a candidate only cuts its own map out of that.
+GradCAM of all layers and heads comes from one pass over an image (`gradcam_all_heads`); a candidate
+only takes its own map out of that and thresholds it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..backbones.clip import ClipBackbone
-from ..backbones.itm import Matching
 from ..errors import OvssError
-from ..refine.blur import Blur, stretch
+from ..refine.blur import Blur, minmax_normalise
 from ..vocabulary import Vocabulary
-from .pnp_maps import enlarge
+from .pnp_maps import upsample
 from .pnp_ovss import PnpOvss
 
-HALF = 0.5  # an enlarged or blurred mask holds the pixels that are at least half in
+HALF = 0.5  # an upsampled or blurred mask holds the pixels that are at least half in
 Rewards = NDArray[np.int64]
 
 
@@ -52,7 +51,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Hyperparameters to try, named as in `PnpOvss`; without blur the mask has hard edges."""
+    """Name the hyperparameters to try, as in `PnpOvss`; without blur the mask has hard edges."""
 
     layer: int
     head: int
@@ -61,64 +60,60 @@ class Candidate:
 
 
 @torch.no_grad()
-def look(
+def gradcam_all_heads(
     method: PnpOvss, examples: Sequence[Example], progress: bool = False
 ) -> Iterator[tuple[Example, Tensor]]:
-    """Eq. 1 for all layers and heads of each image, in one pass: [layers, heads, K, h, w]."""
+    """Compute Eq. 1 for all layers and heads in one pass: [layers, heads, K, h, w] an image."""
     backbone = method.backbone
     side = backbone.patch_grid(method.size)
     starts = range(0, len(examples), method.batch)
-    for start in tqdm(starts, desc="looking", unit="batch", disable=not progress):
+    for start in tqdm(starts, desc="GradCAM", unit="batch", disable=not progress):
         part = examples[start : start + method.batch]
         prompts = [method.prompt(Vocabulary.of(example.names)) for example in part]
-        found = backbone.match(
+        matching = backbone.match(
             method.pixels([example.image for example in part]),
             prompts,
             range(backbone.layers),
             gradient=method.gradcam,
             objective=method.chosen("objective"),
         )
-        tokens = torch.stack([_weighted(found, layer) for layer in range(backbone.layers)], 1)
-        for maps, prompt, example in zip(tokens, prompts, part, strict=True):
-            pieces = [maps[:, :, list(places)].mean(2) for places in prompt.words]
+        attention = torch.stack(list(matching.attention.values()), 1)  # [B, N, H, T, 1+L]
+        if matching.gradient:
+            attention = attention * torch.stack(list(matching.gradient.values()), 1).clamp(min=0)
+        for maps, prompt, example in zip(attention[..., 1:], prompts, part, strict=True):
+            pieces = [maps[:, :, list(places)].mean(2) for places in prompt.words]  # [N, H, L]
             yield example, torch.stack(pieces, 2).unflatten(-1, (side, side)).cpu()
 
 
-def _weighted(found: Matching, layer: int) -> Tensor:
-    """Attention times the gradient's positive part, without the class token: [B, heads, T, L]."""
-    attention, gradient = found.attention[layer], found.gradient.get(layer)
-    return (attention if gradient is None else attention * gradient.clamp(min=0))[..., 1:]
-
-
 def masks(maps: Tensor, threshold: float, blur: float | None, side: int) -> Tensor:
-    """Maps of an image's classes [K, h, w] -> binary masks [K, side, side], bool.
+    """Threshold an image's class maps [K, h, w] into binary masks [K, side, side], bool.
 
     Args:
-        threshold: of each map stretched to [0, 1] (Table 2).
+        threshold: of each map, min-max normalised (Table 2).
         blur: standard deviation of a Gaussian relative to `side`, or None.
     """
-    hard = (stretch(maps, nan=True) >= threshold).float()
-    large = enlarge(hard, (side, side))
+    hard = (minmax_normalise(maps, nan=True) >= threshold).float()  # [K, h, w]
+    large = upsample(hard, (side, side))
     return (large if blur is None else Blur(blur).blurred(large)) >= HALF
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What is kept of an example: its maps, pixels, and what CLIP makes of its words."""
+class Judged:
+    """Hold what is kept of an example: its maps, pixels, and what CLIP makes of its words."""
 
     maps: Tensor  # [layers, heads, K, h, w]
     pixels: Tensor  # [3, S, S] uint8
     text: Tensor  # [K, E]
     black: Tensor  # [K], the probabilities of a black image
 
-    def behind(self, shown: Tensor) -> Tensor:
-        """What masks [K, S, S] let through, [K, 3, S, S] in [0, 1]."""
-        return self.pixels.float()[None] / 255 * shown[:, None]
+    def masked_images(self, masks: Tensor) -> Tensor:
+        """Black out all but masks [V, S, S]: images [V, 3, S, S] in [0, 1]."""
+        return self.pixels.float()[None] / 255 * masks[:, None]
 
 
 @dataclass(eq=False)
 class Reward:
-    """The reward of candidates on some images.
+    """Reward candidates on some images (Eq. 6-7).
 
     Attributes:
         method: its images, prompts and objective are used; its own layer, head and so on are not.
@@ -139,69 +134,67 @@ class Reward:
             raise OvssError("the reward needs at least one image")
 
     @property
-    def most(self) -> int:
-        """The largest reward there can be: the classes of images with more than one."""
+    def max_reward(self) -> int:
+        """Count the classes of images with more than one: the largest reward there can be."""
         sizes = [len(example.names) for example in self.examples]
         return sum(size for size in sizes if size > 1)
 
     @cached_property
-    def scenes(self) -> list[Scene]:
-        """All images, looked at once; ask for them before threads do."""
+    def judged(self) -> list[Judged]:
+        """Pass over all images once; ask for it before threads do."""
         black = self._embed(torch.zeros(1, 3, self._side, self._side))
-        pairs = look(self.method, self.examples, self.progress)
-        return [self._scene(example, maps, black) for example, maps in pairs]
+        pairs = gradcam_all_heads(self.method, self.examples, self.progress)
+        return [self._judged(example, maps, black) for example, maps in pairs]
 
     @torch.no_grad()
     def __call__(self, candidate: Candidate) -> Rewards:
-        """How many classes of each image win over a black image, [I]."""
-        rewards = np.zeros(len(self.scenes), dtype=np.int64)
-        judged = [i for i, scene in enumerate(self.scenes) if len(scene.text) > 1]
-        for part in self._parts(judged):
-            shown = [self._shown(self.scenes[i], candidate) for i in part]
-            views = [self.scenes[i].behind(one) for i, one in zip(part, shown, strict=True)]
-            embedded = self._embed(torch.cat(views)).split([len(one) for one in shown])
+        """Count how many classes of each image win over a black image, [I].
+
+        An empty mask shows the black image: it earns nothing, and CLIP is not asked.
+        """
+        rewards = np.zeros(len(self.judged), dtype=np.int64)
+        for part in self._parts([i for i, one in enumerate(self.judged) if len(one.text) > 1]):
+            shown, views = [], []
+            for i in part:
+                one = self.judged[i]
+                maps = one.maps[candidate.layer, candidate.head]  # [K, h, w]
+                found = masks(maps, candidate.threshold, candidate.blur, self._side)
+                shown.append(found.flatten(1).any(1))  # [K], the masks that are not empty
+                views.append(one.masked_images(found[shown[-1]]))
+            if not any(map(len, views)):
+                continue
+            embedded = self._embed(torch.cat(views)).split([len(view) for view in views])
             for i, some, vectors in zip(part, shown, embedded, strict=True):
-                rewards[i] = self._won(self.scenes[i], some, vectors)
+                one = self.judged[i]
+                own = self._class_probabilities(vectors, one.text).cpu()[:, some].diagonal()
+                rewards[i] = int((own > one.black.cpu()[some]).sum())
         return rewards
 
     def _parts(self, images: Sequence[int]) -> Iterator[list[int]]:
         """Images whose classes together fill a batch; one image is never divided."""
         part: list[int] = []
         for i in images:
-            if part and sum(len(self.scenes[j].text) for j in (*part, i)) > self.batch:
+            if part and sum(len(self.judged[j].text) for j in (*part, i)) > self.batch:
                 yield part
                 part = []
             part.append(i)
         if part:
             yield part
 
-    def _shown(self, scene: Scene, candidate: Candidate) -> Tensor:
-        """The masks of an image's classes, [K, S, S] bool."""
-        maps = scene.maps[candidate.layer, candidate.head]
-        return masks(maps, candidate.threshold, candidate.blur, self._side)
-
-    def _won(self, scene: Scene, shown: Tensor, embedded: Tensor) -> int:
-        """Eq. 7 for an image: its masks [K, S, S] and embeddings [K, E] of what they show.
-
-        An empty mask shows the black image: it earns nothing, whatever rounding makes of it.
-        """
-        wins = self._likely(embedded, scene.text).diagonal() > scene.black
-        return int((wins.cpu() & shown.flatten(1).any(1)).sum())
-
-    def _scene(self, example: Example, maps: Tensor, black: Tensor) -> Scene:
+    def _judged(self, example: Example, maps: Tensor, black: Tensor) -> Judged:
         text = self.clip.text_features(Vocabulary.of(example.names)).float()
         square = example.image.resize((self._side, self._side), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)
-        return Scene(maps, pixels, text, self._likely(black, text)[0])
+        return Judged(maps, pixels, text, self._class_probabilities(black, text)[0])
 
-    def _likely(self, embedded: Tensor, text: Tensor) -> Tensor:
+    def _class_probabilities(self, embedded: Tensor, text: Tensor) -> Tensor:
         """Eq. 6: probabilities [V, K] of the image's classes for views [V, E]."""
         scale = self.clip.model.logit_scale.detach().float().exp()
         return F.softmax(scale * embedded @ text.T, 1)
 
     @torch.no_grad()
     def _embed(self, views: Tensor) -> Tensor:
-        """Images [V, 3, S, S] in [0, 1] -> unit vectors [V, E]."""
+        """Embed images [V, 3, S, S] in [0, 1] as unit vectors [V, E]."""
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.clip.mean, self.clip.std))
         pixels = ((views - mean) / std).to(self.clip.device, self.clip.dtype)
         return self.clip.image_embedding(pixels).float()

@@ -52,17 +52,17 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a search has tried.
+class SearchResult:
+    """Hold what a search has tried.
 
     Attributes:
         trials: the first stage's in the order drawn, each once, then the blur's.
-        most: the largest reward there can be.
+        max_reward: the largest reward there can be.
         ids: of the images, [I].
     """
 
     trials: tuple[Trial, ...]
-    most: int
+    max_reward: int
     ids: tuple[str, ...]
 
     @property
@@ -77,10 +77,10 @@ class Found:
         return asdict(self.best.candidate)
 
     def table(self) -> pd.DataFrame:
-        """All trials, the best first: layer, head, threshold, blur, reward, share of `most`."""
+        """List all trials, best first: layer, head, threshold, blur, reward, share of the most."""
         rows = [asdict(one.candidate) | {"reward": one.reward} for one in self.trials]
         frame = pd.DataFrame(rows, columns=[*SEARCHED, "reward"])
-        frame["share"] = frame["reward"] / max(1, self.most)
+        frame["share"] = frame["reward"] / max(1, self.max_reward)
         return frame.sort_values("reward", ascending=False, kind="stable", ignore_index=True)
 
 
@@ -114,7 +114,7 @@ def search(
     seed: int = 0,
     workers: int = 2,
     progress: bool = True,
-) -> Found:
+) -> SearchResult:
     """Search layer, head and threshold at random, then the blur among all its values.
 
     Args:
@@ -144,7 +144,7 @@ def search(
         best = max(trials, key=lambda one: one.reward).candidate
         blurred = [replace(best, blur=blur) for blur in blurs]
         trials += try_all(reward, blurred, journal, workers, progress, "blur")
-    return Found(tuple(trials), reward.most, tuple(example.id for example in examples))
+    return SearchResult(tuple(trials), reward.max_reward, tuple(example.id for example in examples))
 
 
 def reward_of_heads(
@@ -197,7 +197,7 @@ def try_all(
     wanted = list(candidates)
     missing = [one for one in dict.fromkeys(wanted) if one not in known]
     if missing:
-        reward.scenes  # noqa: B018 - looked at here, not by all threads at once
+        reward.judged  # noqa: B018 - computed here, not by all threads at once
     bar = tqdm(
         total=len(wanted), initial=len(wanted) - len(missing), desc=title, disable=not progress
     )

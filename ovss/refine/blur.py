@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from PIL import Image
@@ -22,7 +23,7 @@ TRUNCATE = 4.0  # standard deviations
 
 @dataclass(frozen=True)
 class Blur:
-    """A refiner: blurs each map and stretches it to [0, 1].
+    """Blur each map with a Gaussian and min-max normalise it: a refiner.
 
     Attributes:
         deviation: standard deviation, relative to the map's longer side (Table 2: 0.05).
@@ -39,13 +40,13 @@ class Blur:
 
     @torch.no_grad()
     def __call__(self, scores: Sequence[Tensor], images: Sequence[Image.Image]) -> list[Tensor]:
-        """Maps [C, h, w] of each image -> [C, h, w] in [0, 1]."""
+        """Blur maps [C, h, w] of each image -> [C, h, w] in [0, 1]."""
         return [self.blurred(maps) for maps in scores]
 
     def blurred(self, maps: Tensor) -> Tensor:
-        """One image's maps [C, h, w]."""
+        """Blur one image's maps [C, h, w]."""
         smooth = gaussian(maps, self.deviation * max(maps.shape[1:]))
-        return stretch(smooth, self.nan_quirk)
+        return minmax_normalise(smooth, self.nan_quirk)
 
 
 def gaussian(maps: Tensor, deviation: float) -> Tensor:
@@ -54,19 +55,20 @@ def gaussian(maps: Tensor, deviation: float) -> Tensor:
     return torch.stack([(rows @ one.double() @ columns.mT).float() for one in maps])
 
 
-def stretch(maps: Tensor, nan: bool = False) -> Tensor:
-    """Each map [C, h, w] to [0, 1] by its minimum and maximum.
+def minmax_normalise(maps: Tensor, nan: bool = False) -> Tensor:
+    """Scale each map [C, h, w] to [0, 1] by its minimum and maximum.
 
     Args:
         nan: whether a constant map becomes NaN; if not, 1 where it is positive, else 0.
     """
-    shifted = maps - maps.amin((1, 2), keepdim=True)
-    stretched = shifted / shifted.amax((1, 2), keepdim=True)
-    return stretched if nan else torch.where(stretched.isnan(), (maps > 0).to(maps), stretched)
+    shifted = maps - maps.amin((1, 2), keepdim=True)  # [C, h, w]
+    scaled = shifted / shifted.amax((1, 2), keepdim=True)
+    return scaled if nan else torch.where(scaled.isnan(), (maps > 0).to(maps), scaled)
 
 
+@lru_cache(maxsize=32)
 def _matrix(side: int, deviation: float) -> Tensor:
-    """[side, side] float64: row i holds the weights of all positions in the blurred value i."""
+    """[side, side] float64 on the CPU: row i weighs all positions for the blurred value i."""
     radius = int(TRUNCATE * deviation + 0.5)
     steps = torch.arange(-radius, radius + 1)
     weights = (-0.5 * (steps / deviation).double() ** 2).exp()

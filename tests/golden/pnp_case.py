@@ -21,7 +21,7 @@ from ovss.errors import OvssError
 from ovss.evaluation import metrics
 from ovss.methods import pnp_maps
 from ovss.methods.pnp_configs import CONFIGS
-from ovss.methods.pnp_ovss import Pass, PnpOvss
+from ovss.methods.pnp_ovss import Pass, PnpOvss, Quirks
 from ovss.refine.crf import DenseCrf
 
 Array = np.ndarray[Any, Any]
@@ -32,7 +32,7 @@ DATASETS = {
     "coco_object": "coco-object",
     "coco_stuff": "coco-stuff",
 }
-OFFICIAL = {"layer": 7, "head": 9, "batch_quirk": True}
+OFFICIAL = {"layer": 7, "head": 9, "quirks": Quirks(nan=True, relabel=True, batch=True)}
 TOLERANCES = {"post_in": (0, 1e-5), "blurred": (0, 1e-5), "metrics": (0, 1e-6)}
 TOLERANCES = {**TOLERANCES, "post_in_first": (0, 1e-5), "class_iou": (0, 1e-6), "gt": (0, 0)}
 CLEAR = 1e-7  # between the last value that is chosen and the next
@@ -91,13 +91,13 @@ class Run:
         pixels, passes = method.pixels(self.images), []
         dropped = torch.zeros(len(pixels), *[method.backbone.patch_grid(method.size)] * 2) > 0
         for step in range(4):
-            seen = method.look(pixels, self.prompts, dropped)
+            seen = method.one_pass(pixels, self.prompts, dropped)
             passes.append(seen)
-            agnostic = method.salience(seen, self.prompts)
-            dropped = dropped | pnp_maps.select(agnostic, dropped, method.drop)
+            saliency = method.saliency(seen, self.prompts)
+            dropped = dropped | pnp_maps.select(saliency, dropped, method.drop)
             for place in range(len(pixels)):
                 name = f"it{step + 1}|dropped|b{place}"
-                if name in self.golden and not clear(agnostic[place], method.drop):
+                if name in self.golden and not clear(saliency[place], method.drop):
                     self.arbitrary |= {f"it{step}|selected|b{place}"}
                     dropped[place] = patches(self.golden[name], dropped[place])
         return passes
@@ -140,8 +140,8 @@ class Run:
         method = self.method(drops, blur=blur, crf=crf, **options)
         which = "first" if first else "agg"
         found = (self.class_maps(drops, which, place) for place in range(len(self.images)))
-        cut = tuple(pnp_maps.cut(maps, method.threshold) for maps in found)
-        return Segmenter(Known(method.refiners, cut))
+        kept = tuple(pnp_maps.threshold(maps, method.threshold) for maps in found)
+        return Segmenter(Known(method.refiners, kept))
 
     @cache  # noqa: B019 - a run lives as long as the check
     def labels(self, drops: int, first: bool, post: str) -> list[Array]:
@@ -241,9 +241,9 @@ def dropped(run: Run, step: int, rest: list[str]) -> Array:
     return _as_recorded(run.passes[step].dropped[place], run.golden[f"it{step}|dropped|b{place}"])
 
 
-def clear(agnostic: torch.Tensor, count: int) -> bool:
+def clear(saliency: torch.Tensor, count: int) -> bool:
     """Whether the `count` highest values are apart from the rest; if not, any choice is as good."""
-    ordered = agnostic.flatten().sort(descending=True).values
+    ordered = saliency.flatten().sort(descending=True).values
     return bool(ordered[count - 1] - ordered[count] > CLEAR)
 
 

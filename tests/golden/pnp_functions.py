@@ -15,7 +15,7 @@ from pnp_numbers import count, metrics_of
 
 from ovss.evaluation import metrics
 from ovss.methods.pnp_maps import merge
-from ovss.refine.blur import Blur, stretch
+from ovss.refine.blur import Blur, minmax_normalise
 from ovss.refine.crf import DenseCrf
 from ovss.taggers.published import PublishedAnswers, class_ids
 
@@ -92,7 +92,7 @@ def _computed(golden: dict[str, Array], texts: Any) -> Iterator[tuple[str, Array
 
 def _of_maps(golden: dict[str, Array]) -> Iterator[tuple[str, Array]]:
     maps = torch.from_numpy(golden["maps"])
-    yield "scale01", stretch(maps, nan=True).numpy()
+    yield "scale01", minmax_normalise(maps, nan=True).numpy()
     yield "blurred", BLUR.blurred(maps).numpy()
     for name in golden:
         if name.startswith("post|"):

@@ -43,7 +43,8 @@ def gradcams(
     modules = backbone.network.cross_attention
     hooks = [module.register_forward_hook(keep) for module in modules]
     ids = prompt.ids[None].to(backbone.device)
-    logits = backbone.network.logits(pixels.to(backbone.device), ids, torch.ones_like(ids))
+    image = backbone.network.encode(pixels.to(backbone.device))
+    logits = backbone.network.logits(image, ids, torch.ones_like(ids))
     for hook in hooks:
         hook.remove()
     backbone.network.model.zero_grad()

@@ -1,8 +1,8 @@
 """ALBEF from its authors' file: timm's vision transformer and transformers' BERT.
 
 ALBEF (Li et al., 2021) has a ViT-B/16, and a BERT whose first layers read the caption alone and
-whose last layers look at the image too. Its checkpoints are no `save_pretrained` folders, but their
-names of the weights are those of timm and of BERT, so nothing but prefixes has to be changed.
+whose last layers attend to the image too. Its checkpoints are no `save_pretrained` folders, but
+their names of the weights are those of timm and of BERT, so only prefixes have to be changed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ UNUSED = re.compile(r"text_encoder\.cls\.|position_ids$")  # the word prediction
 
 @dataclass(frozen=True)
 class Albef:
-    """ALBEF behind the interface of `itm_networks.Network`."""
+    """ALBEF behind the interface of `networks.Network`."""
 
     model: Any = field(repr=False)
 
@@ -58,21 +58,21 @@ class Albef:
         layers = self.model.text_encoder.encoder.layer
         return [layer.crossattention.self for layer in layers if layer.is_decoder]
 
-    def logits(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        text = self.model.text_encoder(
-            input_ids=ids, attention_mask=mask, encoder_hidden_states=self._tokens(pixels)
-        )
-        found: Tensor = self.model.itm_head(text.last_hidden_state[:, 0])
-        return found
-
-    def _tokens(self, pixels: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, 1+L, D]."""
+    def encode(self, pixels: Tensor) -> Tensor:
         vision = self.model.visual_encoder
         grid = [side // self.patch for side in pixels.shape[2:]]
         first = vision.cls_token.expand(len(pixels), -1, -1)
-        tokens = torch.cat([first, vision.patch_embed(pixels)], 1)
-        found: Tensor = vision.norm(vision.blocks(tokens + positions(vision.pos_embed, grid)))
-        return found
+        tokens = torch.cat([first, vision.patch_embed(pixels)], 1)  # [B, 1+L, D]
+        tokens = vision.blocks(tokens + positions(vision.pos_embed, grid))
+        normed: Tensor = vision.norm(tokens)
+        return normed
+
+    def logits(self, image: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        text = self.model.text_encoder(
+            input_ids=ids, attention_mask=mask, encoder_hidden_states=image
+        )
+        logits: Tensor = self.model.itm_head(text.last_hidden_state[:, 0])  # [B, 2]
+        return logits
 
 
 def positions(embeddings: Tensor, grid: Sequence[int]) -> Tensor:

@@ -1,6 +1,6 @@
-"""Image-text matching, opened up: where each word looks, and what the match owes to it.
+"""Image-text matching: the cross-attention of each word, and the match's gradient by it.
 
-BLIP, BridgeTower and ALBEF behind one interface; the networks themselves are in `itm_networks.py`.
+BLIP, BridgeTower and ALBEF behind one interface; the networks themselves are in `networks.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import ImageError, OvssError, UnknownNameError
 from ..devices import find_device
-from .capture import tapped
+from .capture import captured_attention
 from .networks import Network
 from .prompt import Prompt, tokenise
 
@@ -30,7 +30,7 @@ HALF_SCALE = 1024.0  # of the objective in float16, whose smallest number is 6e-
 
 @dataclass(frozen=True)
 class Matching:
-    """What one pass over B pairs of image and prompt gives, in float32.
+    """Hold what one pass over B pairs of image and prompt gives, in float32.
 
     Attributes:
         logits: [B, 2]: no match, match.
@@ -183,7 +183,7 @@ class ItmBackbone:
         gradient: bool = True,
         objective: Literal["logit", "ce"] = "logit",
     ) -> Matching:
-        """Match B images with B prompts and look into the cross-attention of `layers`.
+        """Match B images with B prompts, keeping the cross-attention maps of `layers`.
 
         One pass: the image's encoder and what lies below the lowest of `layers` build no graph,
         and the gradient is taken with respect to the maps of `layers` alone.
@@ -202,11 +202,17 @@ class ItmBackbone:
         ids, mask = self._padded(prompts)
         modules = {layer: self.network.cross_attention[layer] for layer in layers}
         wanted = gradient and bool(modules)
-        with torch.set_grad_enabled(wanted), tapped(modules, wanted) as maps:
-            logits = self.network.logits(pixels.to(self.device, self.dtype), ids, mask.long())
+        image = self.encode(pixels)  # [B, 1+L, D] but for BridgeTower
+        with torch.set_grad_enabled(wanted), captured_attention(modules, wanted) as maps:
+            logits = self.network.logits(image, ids, mask.long())  # [B, 2]
             slopes = self._gradients(logits.float(), maps, objective) if wanted else {}
         attention = {layer: maps[layer].detach().float() for layer in modules}
         return Matching(logits.detach().float(), mask, attention, slopes)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Encode images [B, 3, H, W] as far as no word is needed; see `Network.encode`."""
+        return self.network.encode(pixels.to(self.device, self.dtype))
 
     def _padded(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """Ids [B, T], padded to the longest, and the mask of what is no padding."""

@@ -1,8 +1,8 @@
-"""The maps of chosen cross-attention modules, and their place in autograd's graph.
+"""Capture the maps of chosen cross-attention modules by forward hooks, within autograd's graph.
 
-No weight of the network asks for a gradient and no input does, so a pass builds no graph at all. A
-tap makes the first chosen map a leaf that does: from there on the graph is built, and the backward
-pass ends there. Maps of later layers are then inside the graph and are differentiated as they are.
+No weight of the network asks for a gradient and no input does, so a pass builds no graph at all.
+The hook makes the first chosen map a leaf that does: from there on the graph is built, and the
+backward pass ends there. Maps of later layers are inside the graph and differentiated as they are.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def tapped(modules: Mapping[int, Any], gradient: bool) -> Iterator[dict[int, Tensor]]:
-    """While open, a pass writes the maps of `modules` into the dictionary; no hook is left behind.
+def captured_attention(modules: Mapping[int, Any], gradient: bool) -> Iterator[dict[int, Tensor]]:
+    """Capture the maps of `modules` into a dictionary while open; no hook is left behind.
 
     Args:
         modules: layer -> an attention module of transformers: it has a submodule `value` and
@@ -39,7 +39,7 @@ def tapped(modules: Mapping[int, Any], gradient: bool) -> Iterator[dict[int, Ten
 
 
 def _mine(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The hook, deaf to what other threads send through the same network."""
+    """Wrap a hook so that it ignores what other threads send through the same network."""
     thread = get_ident()
     return lambda *given: hook(*given) if get_ident() == thread else None
 

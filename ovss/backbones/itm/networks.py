@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class Network(Protocol):
-    """What `ItmBackbone` needs to know of a network."""
+    """Say what `ItmBackbone` needs to know of a network."""
 
     @property
     def model(self) -> Any:
@@ -40,15 +40,18 @@ class Network(Protocol):
 
     @property
     def cross_attention(self) -> Sequence[nn.Module]:
-        """The modules through which words look at the image, in their order."""
+        """List the cross-attention modules from words to patches, in their order."""
 
-    def logits(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """[B, 3, H, W], [B, T] and [B, T] (1 at tokens) -> no match, match [B, 2]."""
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Encode images [B, 3, H, W] as far as no word is needed: [B, ...] for `logits`."""
+
+    def logits(self, image: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Match what `encode` gave with ids and mask [B, T] (1 at tokens): [B, 2], no and yes."""
 
 
 @dataclass(frozen=True)
 class Blip:
-    """transformers' `BlipForImageTextRetrieval`: a text encoder that looks at the image."""
+    """Wrap transformers' `BlipForImageTextRetrieval`: a text encoder with cross-attention."""
 
     model: Any = field(repr=False)
 
@@ -72,20 +75,25 @@ class Blip:
     def cross_attention(self) -> Sequence[nn.Module]:
         return [layer.crossattention.self for layer in self.model.text_encoder.encoder.layer]
 
-    def logits(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor) -> Tensor:
         image = self.model.vision_model(pixel_values=pixels, interpolate_pos_encoding=True)
+        tokens: Tensor = image.last_hidden_state  # [B, 1+L, E]
+        return tokens
+
+    def logits(self, image: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         text = self.model.text_encoder(
-            input_ids=ids, attention_mask=mask, encoder_hidden_states=image.last_hidden_state
+            input_ids=ids, attention_mask=mask, encoder_hidden_states=image
         )
-        found: Tensor = self.model.itm_head(text.last_hidden_state[:, 0])
-        return found
+        logits: Tensor = self.model.itm_head(text.last_hidden_state[:, 0])  # [B, 2]
+        return logits
 
 
 @dataclass(frozen=True)
 class BridgeTower:
-    """transformers' `BridgeTowerForImageAndTextRetrieval`: image and text look at each other.
+    """Wrap transformers' `BridgeTowerForImageAndTextRetrieval`: cross-attention both ways.
 
-    Only the text's side of the cross-modal layers has maps from words to patches.
+    Only the text's side of the cross-modal layers has maps from words to patches. The library runs
+    both encoders in one call, so `encode` leaves the pixels as they are.
     """
 
     model: Any = field(repr=False)
@@ -112,9 +120,12 @@ class BridgeTower:
         layers = self.model.bridgetower.cross_modal_text_layers
         return [layer.crossattention.self for layer in layers]
 
-    def logits(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        found = self.model(
-            input_ids=ids, attention_mask=mask, pixel_values=pixels, interpolate_pos_encoding=True
+    def encode(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+    def logits(self, image: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        output = self.model(
+            input_ids=ids, attention_mask=mask, pixel_values=image, interpolate_pos_encoding=True
         )
-        logits: Tensor = found.logits
+        logits: Tensor = output.logits  # [B, 2]
         return logits
