@@ -144,56 +144,31 @@ def test_counts_are_exact_beyond_float32() -> None:
     assert metrics.areas(counts)[1].tolist() == [2**24 + 1, 2**53 - 2**25 + 1]
 
 
-def per_image(
-    rng: np.random.Generator, images: int, classes: int = 3, hit: float = 0.7
-) -> np.ndarray:
-    tables = []
-    for _ in range(images):
-        target = rng.integers(-1, classes, 200)
-        pred = np.where(rng.random(200) < hit, target, rng.integers(-1, classes, 200))
-        tables.append(metrics.areas(metrics.confusion(pred, target, classes)))
-    return np.stack(tables)
-
-
-def test_bootstrap_equals_a_loop(rng: np.random.Generator) -> None:
-    area = per_image(rng, 12)
-    weights = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), size=200)
-    naive = [
-        metrics.miou_of_areas(np.sum([area[i] for i in range(12) for _ in range(w[i])], axis=0))
-        for w in weights
-    ]
-    interval = metrics.bootstrap(area, n=200, seed=3)
-    np.testing.assert_allclose(interval, np.quantile(naive, [0.025, 0.975]))
-    assert interval.low < metrics.miou_of_areas(area.sum(0)) < interval.high
-    assert metrics.bootstrap(area, n=200, seed=3) == interval
-    assert metrics.bootstrap(area, n=200, seed=4) != interval
-
-
-def test_bootstrap_covers_the_truth_about_95_times_in_100() -> None:
-    rng = np.random.default_rng(0)
-    many = per_image(rng, 2000, hit=0.6)
-    truth = metrics.miou_of_areas(many.sum(0))
-    draws = [many[rng.choice(2000, 40)] for _ in range(200)]
-    inside = [low <= truth <= high for low, high in (metrics.bootstrap(d, n=300) for d in draws)]
-    assert 0.88 <= np.mean(inside) <= 0.99
-
-
-def test_paired_bootstrap(rng: np.random.Generator) -> None:
-    worse, better = per_image(rng, 60, hit=0.6), per_image(rng, 60, hit=0.7)
-    found = metrics.paired_bootstrap(better, worse)
-    assert found.low > 0 and found.low < found.value < found.high
-    assert metrics.paired_bootstrap(better, better) == (0, 0, 0)
-    opposite = metrics.paired_bootstrap(worse, better)
-    np.testing.assert_allclose(opposite, [-found.value, -found.high, -found.low])
-    with pytest.raises(ValueError, match="share their images"):
-        metrics.paired_bootstrap(better, worse[:5])
-    with pytest.raises(ValueError, match="at least one image"):
-        metrics.bootstrap(np.zeros((0, 3, 4)))
-
-
-def test_one_image_has_an_interval_of_no_width(rng: np.random.Generator) -> None:
-    area = per_image(rng, 1)
-    assert metrics.bootstrap(area) == pytest.approx([metrics.miou_of_areas(area[0])] * 2)
+def test_mean_iou_and_its_derivative(rng: np.random.Generator) -> None:
+    area = rng.integers(1, 50, (4, 3, 6)).astype(float)
+    area[:, 1:] += area[:, :1]  # no intersection is larger than its target or prediction
+    area[0, :, 2] = 0  # a class that does not count under either rule
+    area[1, :2, 3] = 0  # one that is only predicted
+    for statistic in (
+        metrics.MeanIou(),
+        metrics.MeanIou("present", scale=100),
+        metrics.MeanIou(background=False, epsilon=0.5),
+    ):
+        rule, background, epsilon = statistic.rule, statistic.background, statistic.epsilon
+        expected = metrics.miou_of_areas(area, rule, background, epsilon)
+        np.testing.assert_allclose(statistic(area), statistic.scale * expected)
+        slope = statistic.gradient(area)
+        for place in np.ndindex(3, 6):
+            step = np.zeros_like(area)
+            step[:, *place] = 1e-5 * area[:, *place]
+            change = statistic(area + step) - statistic(area - step)
+            known = step[:, *place] > 0
+            numeric = change[known] / (2 * step[:, *place][known])
+            np.testing.assert_allclose(slope[:, *place][known], numeric, rtol=1e-4, atol=1e-9)
+        assert (slope[0, :, 2] == 0).all()
+    # one class: d (i / u) / d i = 1 / u + i / u^2 with i = 1, u = 2 + 3 - 1
+    one = metrics.MeanIou(background=False).gradient([[0, 1], [0, 2], [0, 3]])
+    np.testing.assert_allclose(one[:, 1], [1 / 4 + 1 / 16, -1 / 16, -1 / 16])
 
 
 def test_average_precision_by_hand() -> None:

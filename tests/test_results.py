@@ -15,7 +15,7 @@ import pytest
 from ovss import paths
 from ovss.errors import OvssError
 from ovss.evaluation import metrics
-from ovss.evaluation.metrics import Difference
+from ovss.evaluation.intervals import Difference
 from ovss.evaluation.result import Result
 from ovss.reporting import results
 from ovss.reporting.claims import Cell, Claim, claims_table, judge, paired_difference, worded

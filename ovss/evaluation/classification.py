@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UnknownNameError
-from . import metrics
+from . import intervals, metrics
 
 METRICS = ("mAP", "F1", "P", "R")  # the columns of Table 2
 
@@ -24,7 +24,7 @@ class ImageLevel(NamedTuple):
     present: NDArray[np.bool_]
     threshold: float
 
-    def statistic(self, metric: str) -> metrics.Statistic:
+    def statistic(self, metric: str) -> intervals.Statistic:
         """One of METRICS in percent, as a function of weights of the images [n, I] -> [n]."""
         if metric not in METRICS:
             raise UnknownNameError.of("metric", metric, METRICS)

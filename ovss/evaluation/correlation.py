@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import OvssError
-from . import metrics
+from . import intervals, metrics
 
 FloatArray = NDArray[np.float64]
 
@@ -39,10 +39,11 @@ def rank_correlation(
     background: bool = True,
     n: int = 1000,
     seed: int = 0,
-) -> tuple[float, metrics.Interval]:
+) -> tuple[float, intervals.Interval]:
     """Spearman's correlation of summed rewards and mIoU over candidates, with its interval.
 
-    The interval is a bootstrap over images: each resample draws the same images for both.
+    The interval holds the middle 95 % of resamples of the images, the same for both: ranks move in
+    steps, and what `intervals.bootstrap` and `intervals.jackknife` rest on, a slope, they lack.
 
     Args:
         rewards: of each candidate on each image, [..., I]; the candidates' axes are flattened.
@@ -66,7 +67,7 @@ def rank_correlation(
         return spearman(weights @ reward.T, np.stack(mious, axis=-1))
 
     value = float(statistic(np.ones(images)))
-    return value, metrics.bootstrap_weights(statistic, images, n, seed)
+    return value, intervals.percentile_bootstrap(statistic, images, n, seed)
 
 
 def _centred(values: FloatArray) -> FloatArray:

@@ -9,8 +9,8 @@ histogram is inexact above 2^24 pixels. Values lie in [0, 1]; NaN means "does no
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,22 +20,6 @@ from ..labels import BACKGROUND, IGNORE
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 Rule = Literal["mmseg", "present"]
-Statistic = Callable[[Any], Any]
-
-
-class Interval(NamedTuple):
-    """A percentile interval."""
-
-    low: float
-    high: float
-
-
-class Difference(NamedTuple):
-    """The difference of two runs on the same images and its paired interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def confusion(pred: ArrayLike, target: ArrayLike, classes: int) -> IntArray:
@@ -91,6 +75,50 @@ def miou_of_areas(
 ) -> Any:
     """Mean over the classes that count, of areas [..., 3, K+1]; NaN if none does."""
     return _mean(iou_of_areas(area, rule, background, epsilon))
+
+
+@dataclass(frozen=True)
+class MeanIou:
+    """Mean IoU of summed areas with its derivative, as `intervals.bootstrap` takes it.
+
+    Attributes:
+        rule, background, epsilon: as of `iou_of_areas`.
+        scale: 100 for percent.
+    """
+
+    rule: Rule = "mmseg"
+    background: bool = True
+    epsilon: float = 0.0
+    scale: float = 1.0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest value possible."""
+        return 0.0, self.scale
+
+    def __call__(self, area: ArrayLike) -> Any:
+        """Areas [..., 3, K+1] -> [...]."""
+        return self.scale * miou_of_areas(area, self.rule, self.background, self.epsilon)
+
+    def gradient(self, area: ArrayLike) -> FloatArray:
+        """Derivative by each area, [..., 3, K+1] -> [..., 3, K+1]; 0 where a class does not count.
+
+        With i, t, p a class's areas, u = t + p - i and C classes that count:
+        d mIoU / d i = (1 + i / u) / (C u), d mIoU / d t = d mIoU / d p = -(i / u) / (C u).
+        """
+        table = np.asarray(area, dtype=np.float64)
+        slope: FloatArray = np.zeros_like(table)
+        part = slice(0 if self.background else 1, None)
+        intersection, target, prediction = np.moveaxis(table[..., part], -2, 0)
+        union = target + prediction - intersection + self.epsilon  # [..., K]
+        iou = iou_of_areas(table, self.rule, self.background, self.epsilon)
+        counted = np.isfinite(iou)
+        share = np.where(counted, self.scale / np.where(counted, union, 1.0), 0.0)
+        share /= np.maximum(counted.sum(-1, keepdims=True), 1)
+        iou = np.where(counted, iou, 0.0)
+        slope[..., 0, part] = share * (1 + iou)
+        slope[..., 1, part] = slope[..., 2, part] = -share * iou
+        return slope
 
 
 def per_class_iou(
@@ -197,99 +225,6 @@ def best_threshold(scores: ArrayLike, present: ArrayLike) -> float:
     f1 = 2 * hits[last] / (last + 1 + hits[-1])
     best = last[f1.argmax()]
     return float((score[best] + score[best + 1]) / 2)
-
-
-def bootstrap(
-    per_image: ArrayLike,
-    statistic: Statistic = miou_of_areas,
-    n: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Percentile interval of a statistic of summed counts, resampling images with replacement.
-
-    Args:
-        per_image: counts [I, ...], for instance areas [I, 3, K+1].
-        statistic: maps sums [n, ...] to values [n].
-        n: number of resamples; `seed` fixes them.
-    """
-    counts = _flat(per_image)
-    return bootstrap_weights(_of_sums(counts, statistic), len(counts), n, seed, level)
-
-
-def paired_bootstrap(
-    first: ArrayLike,
-    second: ArrayLike,
-    statistic: Statistic = miou_of_areas,
-    n: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Difference:
-    """statistic(first) - statistic(second) and its interval, resampling the same images of both.
-
-    Args:
-        first: counts [I, ...] of one run; second: counts [I, ...] of another run on the same
-            images in the same order (their class axes may differ).
-
-    Raises:
-        ValueError: the runs have different numbers of images.
-    """
-    one, two = _flat(first), _flat(second)
-    if len(one) != len(two):
-        raise ValueError(f"paired runs must share their images, got {len(one)} and {len(two)}")
-    statistics = _of_sums(one, statistic), _of_sums(two, statistic)
-    return paired_bootstrap_weights(*statistics, len(one), n, seed, level)
-
-
-def bootstrap_weights(
-    statistic: Statistic, images: int, n: int = 1000, seed: int = 0, level: float = 0.95
-) -> Interval:
-    """As `bootstrap`, of a statistic that is no function of sums (mAP).
-
-    Args:
-        statistic: maps weights [n, I], how often each image was drawn, to values [n].
-    """
-    return Interval(*_percentiles(statistic(_weights(images, n, seed)), level))
-
-
-def paired_bootstrap_weights(
-    first: Statistic,
-    second: Statistic,
-    images: int,
-    n: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Difference:
-    """As `paired_bootstrap`, of statistics as `bootstrap_weights` takes them."""
-    weights, once = _weights(images, n, seed), np.ones(images)
-    whole = float(first(once) - second(once))
-    return Difference(whole, *_percentiles(first(weights) - second(weights), level))
-
-
-def _of_sums(counts: FloatArray, statistic: Statistic) -> Statistic:
-    """A statistic of sums of counts [I, ...] as one of weights [n, I]."""
-    return lambda weights: statistic(np.tensordot(weights, counts, axes=1))
-
-
-def _flat(per_image: ArrayLike) -> FloatArray:
-    counts = np.asarray(per_image, dtype=np.float64)  # sums stay exact below 2^53 pixels
-    if counts.ndim < 2 or len(counts) == 0:
-        raise ValueError(f"expected counts [I, ...] of at least one image, got {counts.shape}")
-    return counts
-
-
-def _weights(images: int, n: int, seed: int) -> FloatArray:
-    """How often each image is drawn in each resample: [n, I]."""
-    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=n)
-    return draws.astype(np.float64)
-
-
-def _percentiles(values: ArrayLike, level: float) -> tuple[float, float]:
-    finite = np.asarray(values)[np.isfinite(values)]
-    if finite.size == 0:
-        return float("nan"), float("nan")
-    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def _counted(target: FloatArray, union: FloatArray, rule: Rule) -> NDArray[np.bool_]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OvssError
-from . import metrics
+from . import intervals, metrics
 from .classification import METRICS, ImageLevel
 
 IntArray = NDArray[np.int64]
@@ -59,10 +58,10 @@ class Result:
         return 100 * metrics.miou(self.confusion, "mmseg", self.has_background)
 
     @cached_property
-    def interval(self) -> metrics.Interval:
-        """95 % bootstrap interval of the mIoU over images, in percent."""
-        low, high = metrics.bootstrap(self.areas, self._statistic, self.bootstrap, self.seed)
-        return metrics.Interval(100 * low, 100 * high)
+    def interval(self) -> intervals.Interval:
+        """95 % interval of the mIoU over images, in percent (see `intervals`)."""
+        statistic = metrics.MeanIou(background=self.has_background, scale=100)
+        return intervals.bootstrap(self.areas, statistic, self.bootstrap, self.seed)
 
     @property
     def per_class(self) -> dict[str, float]:
@@ -81,16 +80,20 @@ class Result:
         """Mean time to segment one image."""
         return float(self.seconds.mean())
 
-    def group(self, names: Sequence[str]) -> tuple[float, metrics.Interval]:
+    @property
+    def thin_classes(self) -> tuple[str, ...]:
+        """Classes that fewer than `intervals.FEWEST_IMAGES` images hold: too few to rest on."""
+        names = (*self.names, "background")  # at -1
+        thin = intervals.thin_classes(self.areas, self.has_background)
+        return tuple(names[k] for k in thin)
+
+    def group(self, names: Sequence[str]) -> tuple[float, intervals.Interval]:
         """Mean IoU over some classes and its interval, in percent (things apart from stuff)."""
         columns = [0] + [self.names.index(name) + 1 for name in names]  # 0: left out below
-
-        def statistic(sums: Any) -> Any:
-            return metrics.miou_of_areas(sums, "mmseg", background=False)
-
-        area = self.areas[:, :, columns]
-        low, high = metrics.bootstrap(area, statistic, self.bootstrap, self.seed)
-        return 100 * float(statistic(area.sum(0))), metrics.Interval(100 * low, 100 * high)
+        statistic = metrics.MeanIou(background=False, scale=100)
+        area = self.areas[:, :, columns]  # [I, 3, 1 + names]
+        interval = intervals.bootstrap(area, statistic, self.bootstrap, self.seed)
+        return float(statistic(area.sum(0))), interval
 
     def image_level(self, threshold: float) -> ImageLevel:
         """Which classes were found in each image, to compare with those that are there.
@@ -107,15 +110,12 @@ class Result:
         """Which classes each image's target holds, [I, K]."""
         return self.areas[:, 1, 1:] > 0
 
-    def classification(self, threshold: float) -> dict[str, tuple[float, metrics.Interval]]:
+    def classification(self, threshold: float) -> dict[str, tuple[float, intervals.Interval]]:
         """mAP, F1, P and R in percent with their intervals (CLIPer, Table 2)."""
         found, once = self.image_level(threshold), np.ones(self.images)
         values = {}
         for name in METRICS:
             statistic = found.statistic(name)
-            interval = metrics.bootstrap_weights(statistic, self.images, self.bootstrap, self.seed)
+            interval = intervals.jackknife(statistic, self.images, bounds=(0, 100))
             values[name] = (float(statistic(once)), interval)
         return values
-
-    def _statistic(self, sums: Any) -> Any:
-        return metrics.miou_of_areas(sums, "mmseg", self.has_background)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from ..evaluation import metrics
+from ..evaluation import intervals, metrics
 from .results import Counts, read_counts
 
 Verdict = Literal["holds", "does not hold", "undecided", "not run yet"]
@@ -29,7 +29,7 @@ class Test:
 
     greater: Cell
     smaller: Cell
-    difference: metrics.Difference | None
+    difference: intervals.Difference | None
     verdict: Verdict
 
 
@@ -79,7 +79,7 @@ def verdict_of(tests: Iterable[Test]) -> Verdict:
 
 def paired_difference(
     first: Counts, second: Counts, resamples: int = 1000, seed: int = 0, metric: str = "mIoU"
-) -> metrics.Difference:
+) -> intervals.Difference:
     """The metric of `first` minus that of `second` in points, with its 95 % paired interval.
 
     Raises:
@@ -90,15 +90,13 @@ def paired_difference(
         raise ValueError("the two runs were not scored on the same images in the same way")
     if metric != "mIoU":
         one, two = _statistic(first, metric), _statistic(second, metric)
-        return metrics.paired_bootstrap_weights(one, two, len(first.ids), resamples, seed)
+        return intervals.paired_jackknife(one, two, len(first.ids))
 
-    def statistic(sums: Any) -> Any:
-        return 100 * metrics.miou_of_areas(sums, "mmseg", first.has_background)
-
-    return metrics.paired_bootstrap(first.areas, second.areas, statistic, resamples, seed)
+    statistic = metrics.MeanIou(background=first.has_background, scale=100)
+    return intervals.paired_bootstrap(first.areas, second.areas, statistic, resamples, seed)
 
 
-def judge(difference: metrics.Difference, margin: float = 0.0) -> Verdict:
+def judge(difference: intervals.Difference, margin: float = 0.0) -> Verdict:
     """Holds if the interval lies above `margin`, does not hold if below, else undecided."""
     if difference.low > margin:
         return "holds"
@@ -106,7 +104,7 @@ def judge(difference: metrics.Difference, margin: float = 0.0) -> Verdict:
 
 
 def worded(
-    difference: metrics.Difference, higher: str, lower: str, open: str = "may do either"
+    difference: intervals.Difference, higher: str, lower: str, open: str = "may do either"
 ) -> str:
     """The word for a difference that lies above zero, below zero, or cannot be told from it."""
     return {"holds": higher, "does not hold": lower, "undecided": open}[judge(difference)]
@@ -132,13 +130,13 @@ def claims_table(claims: Iterable[Claim], profile: str = "lab") -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _statistic(counts: Counts, metric: str) -> metrics.Statistic:
+def _statistic(counts: Counts, metric: str) -> intervals.Statistic:
     if counts.image_level is None:
         raise ValueError(f"{metric} needs image scores, and they were not kept")
     return counts.image_level.statistic(metric)
 
 
-def _show(difference: metrics.Difference | None) -> str:
+def _show(difference: intervals.Difference | None) -> str:
     if difference is None:
         return "not run yet"
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*difference)

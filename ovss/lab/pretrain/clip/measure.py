@@ -12,7 +12,7 @@ from PIL import Image
 from ovss import paths
 from ovss.backbones.clip import ClipBackbone
 from ovss.datasets import open_dataset
-from ovss.evaluation import metrics
+from ovss.evaluation import intervals
 from ovss.evaluation.evaluate import evaluate
 from ovss.evaluation.result import Result
 from ovss.lab.scenes import STUFF_NAMES, THING_NAMES
@@ -25,7 +25,7 @@ TRAINED_SIDE = 64
 
 
 @torch.no_grad()
-def naming(backbone: ClipBackbone, split: Split) -> tuple[float, metrics.Interval, int]:
+def naming(backbone: ClipBackbone, split: Split) -> tuple[float, intervals.Interval, int]:
     """How often the one thing of a single-thing scene is named right among all things, from the
     whole image at the size CLIP was trained on: percent, its 95 % interval, number of scenes."""
     data = open_dataset("lab-20", split=split)
@@ -38,8 +38,10 @@ def naming(backbone: ClipBackbone, split: Split) -> tuple[float, metrics.Interva
     scores = images @ backbone.text_features(Vocabulary.of(THING_NAMES)).T  # [N, 20]
     truth = torch.tensor([int(s.target.max()) for s in samples])
     right = (scores.argmax(1).cpu() == truth).double().numpy()  # [N]
-    low, high = metrics.bootstrap(right[:, None], lambda sums: sums[..., 0] / len(right))
-    return 100 * float(right.mean()), metrics.Interval(100 * low, 100 * high), len(right)
+    low, high = intervals.bootstrap(
+        right[:, None], lambda sums: sums[..., 0] / len(right), bounds=(0, 1)
+    )
+    return 100 * float(right.mean()), intervals.Interval(100 * low, 100 * high), len(right)
 
 
 def given_classes(backbone: ClipBackbone, split: Split, limit: int | None = None) -> Result:

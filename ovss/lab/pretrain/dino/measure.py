@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ovss.backbones.dino import DinoBackbone
 from ovss.datasets import open_dataset
-from ovss.evaluation import metrics
-from ovss.evaluation.metrics import Interval
+from ovss.evaluation import intervals
+from ovss.evaluation.intervals import Interval
 from ovss.lab.pretrain.attention_in_mask import attention_in_mask, instances, majority
 from ovss.lab.scenes import THING_NAMES
 from ovss.methods.proxyclip import proxy_map
@@ -55,7 +55,9 @@ def measure(backbone: DinoBackbone, split: Split, limit: int | None = None) -> d
 def attention_interval(backbone: DinoBackbone, split: Split, limit: int | None = None) -> Interval:
     """The 95 % interval over images of "attention_in_mask"."""
     sums = read_features(backbone, split, limit).attention
-    return metrics.bootstrap(sums, lambda drawn: 100 * drawn[..., 1] / drawn[..., 0])
+    return intervals.bootstrap(
+        sums, lambda drawn: 100 * drawn[..., 1] / drawn[..., 0], bounds=(0, 100)
+    )
 
 
 @torch.no_grad()
