@@ -160,3 +160,37 @@ def test_the_random_state_is_restored() -> None:
 def test_full_memory_is_known_by_its_messages(error: Exception) -> None:
     assert is_out_of_memory(error)
     assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a"),
+            "memory is full (2.00 GiB more was asked for): try fewer images at once (--batch 1)",
+        ),
+        (MemoryError(), "memory is full: try fewer images at once (--batch 1)"),
+    ],
+)
+def test_full_memory_is_one_line(
+    error: Exception,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ovss.load", full)
+    assert main(["segment", str(PHOTO), "--classes", "car", "--out", "o.png"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith(f"ovss: error: {told}")
+
+
+def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr("ovss.load", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        main(["segment", str(PHOTO), "--classes", "car", "--out", "o.png"])

@@ -101,6 +101,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
+def explain_out_of_memory(error: BaseException) -> str:
+    """Say in one line that memory is full, how much was asked for, and what to try."""
+    first = str(error).splitlines()[0] if str(error) else "no more can be had"
+    wanted = first.partition("Tried to allocate ")[2].partition(". ")[0].rstrip(".")
+    asked = f" ({wanted} more was asked for)" if wanted else ""
+    return (
+        f"memory is full{asked}: try fewer images at once (--batch 1), a smaller image, "
+        "--dtype float16, another --device, or close other programs that use this one"
+    )
+
+
 def _explain(name: object, error: Exception) -> str:
     """One line: what was given, why it cannot be used, and what there is."""
     shown = str(name) if isinstance(name, str | torch.device) else name
