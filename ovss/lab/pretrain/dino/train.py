@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import ViTConfig
 
 from ovss.backbones.dino import DinoBackbone
-from ovss.evaluation.metrics import Interval
+from ovss.evaluation.intervals import Interval
 from ovss.lab.pretrain.batches import MEAN, STD, VARIED, draw_scenes, stack_pixels, standardise
 from ovss.lab.pretrain.dino.crops import block_mask, crops, jitter
 from ovss.lab.pretrain.dino.distil import Pair, class_loss, cross_entropy
