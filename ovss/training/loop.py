@@ -68,7 +68,7 @@ class Trainer(Generic[R]):
         self.optimiser = adamw(self.model, recipe.rate, recipe.weight_decay, recipe.beta2)
 
     def loss(self, *batch: Any, **_: Any) -> Tensor:  # a subclass names the parts of its batch
-        """Compute the loss of a batch, a scalar; the forward pass belongs into `self.precision()`."""
+        """Compute a batch's loss, a scalar; the forward pass belongs into `self.precision()`."""
         raise NotImplementedError
 
     def step(self, batch: Batch) -> float:
