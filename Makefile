@@ -165,7 +165,7 @@ lab-data: $(STAMP)
 	@$(PY) -m ovss.lab.write
 
 bench: $(STAMP)
-	@$(PY) tools/bench
+	@$(PY) tools/bench $(if $(DEVICE),--device $(DEVICE))
 
 # --- Cleaning ------------------------------------------------------------------------------------
 .PHONY: clean distclean

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import __version__
+from .backbones.devices import explain_out_of_memory, is_out_of_memory
 from .datasets import DATASETS, open_dataset
 from .errors import OvssError
 from .evaluation.evaluate import evaluate
@@ -31,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         return _fail(_explain(error))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail(explain_out_of_memory(error))
     except KeyboardInterrupt:
         return 130
     return 0

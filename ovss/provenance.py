@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from . import paths
+from .backbones.devices import precision
 
 
 def describe(part: Any) -> Any:
@@ -49,12 +50,20 @@ def find(description: Any, key: str) -> list[str]:
 
 
 def device_name(devices: Sequence[str]) -> str:
-    """The machine behind torch's device names, such as "cpu (x86_64, 2 threads)"."""
-    if any(device.startswith("cuda") for device in devices) and torch.cuda.is_available():
-        return f"cuda ({torch.cuda.get_device_name()})"
-    if devices and not devices[0].startswith("cpu"):
-        return devices[0]
-    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+    """Name the hardware behind torch's device names, and on a GPU the arithmetic of float32.
+
+    Such as "cpu (x86_64, 2 threads)", or "cuda:1 (NVIDIA L4, float32)"; "TF32" where products of
+    float32 are rounded to it (`devices.find_device`). The CPU beside a GPU is not named.
+    """
+    others = [device for device in devices if not device.startswith("cpu")]
+    if not others:
+        return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+    return " + ".join(
+        f"{device} ({torch.cuda.get_device_name(device)}, {precision()})"
+        if device.startswith("cuda")
+        else device
+        for device in others
+    )
 
 
 def version() -> str:

@@ -181,7 +181,7 @@ def test_batches_group_equal_sizes(backbone: ClipBackbone, monkeypatch: pytest.M
     images = [noise(40, 32), noise(32, 40), noise(80, 64), noise(32, 32), noise(41, 32)]
     batches = dict((tuple(members), tuple(b.shape)) for members, b in backbone.batches(images, 32))
     assert batches == {(0, 2, 4): (3, 3, 32, 40), (1,): (1, 3, 40, 32), (3,): (1, 3, 32, 32)}
-    monkeypatch.setattr("ovss.backbones.clip.MAX_ATTENTION", 1)
+    monkeypatch.setattr("ovss.backbones.devices.MAX_ATTENTION", 1)
     assert all(len(members) == 1 for members, _ in backbone.batches(images, 32))
 
 

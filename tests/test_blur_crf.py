@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Any
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -126,14 +130,76 @@ def test_without_pydensecrf_the_message_says_how_to_get_it(monkeypatch: pytest.M
     assert command in str(error.value) and "crf=None" in str(error.value)
 
 
-def die(*given: Any) -> None:
-    """What a process does that is killed."""
-    os._exit(9)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the test's function is known to forks alone")
-def test_a_killed_process_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crf, "infer", die)
-    images = [noise(4, 4), noise(4, 4)]
+def test_a_killed_process_is_explained_and_replaced() -> None:
+    images, maps = [noise(8, 8, 1), noise(8, 8, 2)], [torch.rand(2, 8, 8), torch.rand(2, 8, 8)]
+    expected = DenseCrf(workers=2)(maps, images)
+    processes = [process.pid for process in crf.PROCESSES.idle]
+    for process in processes:
+        os.kill(process, signal.SIGKILL)
     with pytest.raises(OvssError, match=r"was killed: try DenseCrf\(workers=1\)"):
-        DenseCrf(workers=2)([torch.rand(2, 4, 4)] * 2, images)
+        DenseCrf(workers=2)(maps, images)
+    for found, wanted in zip(DenseCrf(workers=2)(maps, images), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_processes_are_kept_few_and_no_forks() -> None:
+    """A batch starts none if the last one's are there; none holds torch, and so none a GPU."""
+    images, maps = [noise(8, 8, seed) for seed in range(6)], [torch.rand(2, 8, 8)] * 6
+    DenseCrf(workers=2)(maps, images)
+    first = {process.pid for process in crf.PROCESSES.idle}
+    DenseCrf(workers=2)(maps, images)
+    assert 0 < len(first) <= crf.processors() and len(first) <= 2
+    assert {process.pid for process in crf.PROCESSES.idle} == first
+    DenseCrf(workers=0)(maps[:1], images[:1])
+    DenseCrf(workers=9)(maps[:1], images[:1])  # one image needs no process
+    assert {process.pid for process in crf.PROCESSES.idle} == first
+    for process in first:
+        assert psutil.Process(process).ppid() == os.getpid()
+        libraries = {one.path for one in psutil.Process(process).memory_maps()}
+        assert not any("libtorch" in path for path in libraries)
+
+
+def test_processes_end_with_their_parent() -> None:
+    """Asked to, or because the parent was killed."""
+    processes = crf.CrfProcesses()
+    process = processes._take()
+    processes.idle.append(process)
+    processes.close()
+    assert process.poll() is not None and not processes.idle
+    program = (
+        "import os, signal\n"
+        "from ovss.refine.crf import CrfProcesses\n"
+        "processes = CrfProcesses()\n"
+        "print(processes._take().pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    child = int(done.stdout)
+    for _ in range(100):
+        if not psutil.pid_exists(child):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"process {child} is still there")
+
+
+def test_an_error_in_a_process_is_the_callers() -> None:
+    flat = np.zeros((4, 4), dtype=np.uint8)  # no RGB image
+    energy = np.zeros((2, 4, 4), dtype=np.float32)
+    options = {"iterations": 1, "near": 3, "near_weight": 7, "far": 50, "colour": 5}
+    with pytest.raises((KeyError, ValueError, IndexError)):
+        crf.PROCESSES.map([(options, energy, flat)] * 2, 2)
+    assert len(DenseCrf(workers=2)([torch.rand(2, 4, 4)] * 2, [noise(4, 4)] * 2)) == 2
+
+
+def test_ranks_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    assert crf.processors() == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert crf.processors() == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+    assert crf.processors() == 1
+
+
+def test_workers_are_not_negative() -> None:
+    with pytest.raises(OvssError, match="workers must be 0 or more processes, got -1"):
+        DenseCrf(workers=-1)

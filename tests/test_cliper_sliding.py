@@ -132,7 +132,7 @@ def test_batches_of_windows_do_not_matter(
     for maps, image in zip(together, images, strict=True):
         torch.testing.assert_close(maps, method.score([image], WORDS)[0], rtol=1e-4, atol=1e-5)
     assert sizes == [1, 6, 1, 4, 1, 6, 1, 8]  # the whole image, then all its windows at once
-    monkeypatch.setattr("ovss.backbones.clip.MAX_ATTENTION", 1)
+    monkeypatch.setattr("ovss.backbones.devices.MAX_ATTENTION", 1)
     assert torch.allclose(method.score(images[:1], WORDS)[0], together[0], rtol=1e-4, atol=1e-5)
     assert sizes[8:] == [1] * 7
 

@@ -30,18 +30,17 @@ from .clip_blocks import (
     softmax_map,
 )
 from .clip_text import TextEncoder
-from .devices import find_device
+from .devices import find_device, max_attention
 
 if TYPE_CHECKING:
     from .clip_loading import Tokenize
 
 MAX_TOKENS = 4096  # an attention map is quadratic in them: 0.8 GB for the 12 heads of a ViT-B
-MAX_ATTENTION = 2**26  # attention values of a block held at once: 256 MB of float32
 
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """What was asked for, nothing more.
+    """What `ClipBackbone.features` was asked for, nothing more.
 
     Attributes:
         inputs: N tensors [B, 1+L, D]: F^0 ... F^{N-1}, what each block got, before its `ln_1`.
@@ -106,7 +105,7 @@ class ClipBackbone:
 
     @property
     def blocks(self) -> Sequence[Any]:
-        """The N blocks of the vision transformer."""
+        """The N transformer blocks of the image encoder."""
         return self.model.visual.transformer.resblocks
 
     @property
@@ -116,11 +115,11 @@ class ClipBackbone:
 
     @property
     def heads(self) -> int:
-        """Attention heads of a block."""
+        """Number of attention heads of a block."""
         return int(self.blocks[0].attn.num_heads)
 
     def text_features(self, vocabulary: Vocabulary) -> Tensor:
-        """A unit vector for each query [Q, E]; see `TextEncoder.features`."""
+        """Encode each query as a unit vector [Q, E]; see `TextEncoder.features`."""
         return self.text.features(vocabulary.queries, vocabulary.templates)
 
     @property
@@ -131,7 +130,7 @@ class ClipBackbone:
     # ---- pixels
 
     def input_size(self, image: Image.Image, size: int) -> tuple[int, int]:
-        """(height, width) in pixels that `image` is resized to.
+        """Compute the size (height, width) in pixels that `image` is resized to.
 
         The short side becomes `size`; both sides are rounded to whole patches.
 
@@ -152,7 +151,7 @@ class ClipBackbone:
         return height, width
 
     def preprocess(self, image: Image.Image, size: int) -> Tensor:
-        """An RGB image -> normalised pixels [3, h, w], float32 on the CPU (PIL bicubic)."""
+        """Resize and normalise an RGB image -> pixels [3, h, w], float32 on the CPU (bicubic)."""
         height, width = self.input_size(image, size)
         resized = image.resize((width, height), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255  # [3, h, w]
@@ -162,46 +161,51 @@ class ClipBackbone:
     def batches(
         self, images: Sequence[Image.Image], size: int
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Images of any sizes -> (their positions in the list, pixels [B, 3, h, w]).
+        """Batch images of any sizes: yields their positions in the list, and pixels [B, 3, h, w].
 
-        Images that get the same input size go together, as many as MAX_ATTENTION allows.
+        Images that get the same input size go together, at most `max_batch` of them.
         """
         groups: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
             groups.setdefault(self.input_size(image, size), []).append(index)
         for (height, width), members in groups.items():
-            step = self.room((height // self.patch, width // self.patch))
+            step = self.max_batch((height // self.patch, width // self.patch))
             for start in range(0, len(members), step):
                 part = members[start : start + step]
                 pixels = torch.stack([self.preprocess(images[index], size) for index in part])
                 yield part, pixels.to(self.device, self.dtype)
 
     def grid(self, pixels: Tensor) -> tuple[int, int]:
-        """(h, w), the patches of pixels [B, 3, h * patch, w * patch]."""
+        """Compute the patch grid (h, w) of pixels [B, 3, h * patch, w * patch]."""
         return pixels.shape[2] // self.patch, pixels.shape[3] // self.patch
 
-    def room(self, grid: tuple[int, int]) -> int:
-        """How many images of a grid (h, w) MAX_ATTENTION lets through at once, at least 1."""
-        return max(1, MAX_ATTENTION // (self.heads * (1 + grid[0] * grid[1]) ** 2))
+    def max_batch(self, grid: tuple[int, int]) -> int:
+        """Compute the largest batch of a grid (h, w) whose attention fits; at least 1.
+
+        A block's attention has B * heads * (1 + h * w)^2 values; `devices.max_attention` of the
+        backbone's device limits them.
+        """
+        tokens = 1 + grid[0] * grid[1]
+        return max(1, max_attention(self.device) // (self.heads * tokens**2))
 
     # ---- vision transformer
 
     @torch.no_grad()
     def features(self, pixels: Tensor, *, attention: bool | Literal["sum"] = True) -> ClipFeatures:
-        """Run all blocks but the last.
+        """Run all blocks but the last on pixels [B, 3, h, w].
 
         Args:
-            pixels: [B, 3, h, w], sides whole multiples of the patch.
+            pixels: sides whole multiples of the patch; on any device, moved to the model's.
             attention: True keeps each block's map, "sum" only their sum, False none (then the
                 blocks run as open_clip runs them).
         """
-        tokens = self.embed(pixels)
+        tokens = self.embed(pixels)  # [B, 1+L, D]
         inputs, maps, total = [tokens], [], None
         for block in self.blocks[:-1]:
             if attention is False:
                 tokens = block(tokens)
             else:
-                tokens, weights = run_block(block, tokens)
+                tokens, weights = run_block(block, tokens)  # weights [B, heads, 1+L, 1+L]
                 if attention == "sum":
                     total = weights if total is None else total.add_(weights)
                 else:
@@ -212,16 +216,19 @@ class ClipBackbone:
 
     @torch.no_grad()
     def embed(self, pixels: Tensor) -> Tensor:
-        """[B, 3, h, w] -> F^0 [B, 1+L, D]: patches, class token, positions, `ln_pre`."""
+        """Embed pixels [B, 3, h, w] as F^0 [B, 1+L, D]: patches, class token, positions, `ln_pre`.
+
+        The pixels may lie on any device: they are moved to the model's, and to its dtype.
+        """
         visual = self.model.visual
-        patches = visual.conv1(pixels)  # [B, D, h/p, w/p]
+        patches = visual.conv1(pixels.to(self.device, self.dtype))  # [B, D, h/p, w/p]
         grid = (patches.shape[2], patches.shape[3])
-        patches = rearrange(patches, "b d h w -> b (h w) d")
-        first = visual.class_embedding.expand(len(pixels), 1, -1)
+        patches = rearrange(patches, "b d h w -> b (h w) d")  # [B, L, D]
+        first = visual.class_embedding.expand(len(pixels), 1, -1)  # [B, 1, D]
         return visual.ln_pre(torch.cat([first, patches], 1) + self.positions(grid))
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
-        """Position embeddings [1+L, D] of an (h, w) grid, resized bilinearly.
+        """Resize the position embeddings to an (h, w) grid, bilinearly: [1+L, D].
 
         `align_corners=False`, no antialiasing: as CLIPer's code does (open_clip: bicubic).
         """
@@ -229,21 +236,25 @@ class ClipBackbone:
         square = self.model.visual.grid_size
         if tuple(square) == grid:
             return own
-        table = rearrange(own[1:].float(), "(h w) d -> 1 d h w", h=square[0])
-        table = F.interpolate(table, grid, mode="bilinear", align_corners=False)
+        table = rearrange(own[1:].float(), "(h w) d -> 1 d h w", h=square[0])  # [1, D, g, g]
+        table = F.interpolate(table, grid, mode="bilinear", align_corners=False)  # [1, D, h, w]
         return torch.cat([own[:1], rearrange(table, "1 d h w -> (h w) d").to(own.dtype)])
 
     # ---- last block, in pieces
 
     def last_heads(self, tokens: Tensor, parts: Sequence[str]) -> list[Tensor]:
-        """The last block's queries, keys, values of `tokens` [B, T, D], those named in `parts`.
+        """Project tokens [B, T, D] to the last block's queries, keys, values named in `parts`.
 
         `parts` are letters of "qkv"; each gives [B, heads, T, d]. Only they are computed.
         """
         return project_heads(self.blocks[-1].attn, self.blocks[-1].ln_1(tokens), parts)
 
     def last_map(self, tokens: Tensor, attention: str) -> Tensor:
-        """A self-self attention of the last block on `tokens`: [B, heads, T, T]."""
+        """Compute a self-self attention map of the last block on tokens [B, T, D].
+
+        Returns:
+            [B, heads, T, T], the sum of the softmax of each pair of projections.
+        """
         pairs = attention_pairs(attention)
         if not pairs:
             eye = torch.eye(tokens.shape[1], dtype=tokens.dtype, device=tokens.device)
@@ -253,14 +264,14 @@ class ClipBackbone:
         return torch.stack([softmax_map(heads[a], heads[b]) for a, b in pairs]).sum(0)
 
     def last_attention(self, tokens: Tensor, attention: str | Tensor) -> Tensor:
-        """[B, T, D]: the last block's attention output, its map replaced; no residual, no FFN.
+        """Compute the last block's attention output [B, T, D] with another map; no residual or FFN.
 
         Args:
             attention: a name of ATTENTIONS, whose map is never made, or a map
                 [B, heads, T', T]; its rows say which tokens come out.
         """
         if isinstance(attention, Tensor):
-            mixed = attention @ self.last_heads(tokens, "v")[0]
+            mixed = attention @ self.last_heads(tokens, "v")[0]  # [B, heads, T', d]
         else:
             pairs = attention_pairs(attention)
             sides = sorted({"v"}.union(*pairs))
@@ -268,24 +279,27 @@ class ClipBackbone:
             attended = [
                 F.scaled_dot_product_attention(heads[a], heads[b], heads["v"]) for a, b in pairs
             ]
-            mixed = torch.stack(attended).sum(0) if pairs else heads["v"]
+            mixed = torch.stack(attended).sum(0) if pairs else heads["v"]  # [B, heads, T, d]
         return merge_heads(self.blocks[-1].attn, mixed)
 
     def last_residual(self, tokens: Tensor, attended: Tensor) -> Tensor:
-        """The rest of the last block: residual connections and FFN around `attended`."""
+        """Add the last block's residual connections and FFN around `attended` [B, T, D]."""
         return add_residuals(self.blocks[-1], tokens, attended)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Tokens [..., D] -> the space shared with the text [..., E]: `ln_post`, then `proj`."""
+        """Project tokens [..., D] to the text's space [..., E]: `ln_post`, then `proj`."""
         return self.model.visual.ln_post(tokens) @ self.model.visual.proj
 
     @torch.no_grad()
     def image_embedding(self, pixels: Tensor) -> Tensor:
-        """CLIP's own embedding of whole images, unit vectors [B, E]."""
-        tokens = self.features(pixels, attention=False).inputs[-1]
-        first = tokens[:, :1]  # only the class token is read
+        """Embed whole images, pixels [B, 3, h, w], as CLIP does: unit vectors [B, E].
+
+        The pixels may lie on any device; see `embed`.
+        """
+        tokens = self.features(pixels, attention=False).inputs[-1]  # [B, 1+L, D]
+        first = tokens[:, :1]  # [B, 1, D]: only the class token is read
         query = project_heads(self.blocks[-1].attn, self.blocks[-1].ln_1(first), "q")[0]
-        key, value = self.last_heads(tokens, "kv")
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        attended = merge_heads(self.blocks[-1].attn, mixed)
+        key, value = self.last_heads(tokens, "kv")  # [B, heads, 1+L, d]
+        mixed = F.scaled_dot_product_attention(query, key, value)  # [B, heads, 1, d]
+        attended = merge_heads(self.blocks[-1].attn, mixed)  # [B, 1, D]
         return F.normalize(self.project(self.last_residual(first, attended))[:, 0], dim=-1)

@@ -6,12 +6,14 @@ import base64
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..backbones.devices import forked_rng
 from ..datasets import Dataset, Sample
 from ..errors import OvssError
 from ..labels import BACKGROUND
@@ -51,7 +53,7 @@ class Run:
         """
         wanted = self.tags(samples) if tags is None else tags
         start = time.perf_counter()
-        with torch.random.fork_rng():
+        with forked_rng(self.devices):
             torch.manual_seed(self.seed)
             labels, scores = self._found(samples, wanted)
         seconds = time.perf_counter() - start
@@ -65,6 +67,11 @@ class Run:
             "seconds": seconds,
             "scores": None if scores is None else _encode(scores),
         }
+
+    @cached_property
+    def devices(self) -> list[str]:
+        """The devices that the segmenter's networks are on."""
+        return find(describe(self.segmenter), "device")
 
     @property
     def tagger(self) -> Tagger | None:

@@ -209,7 +209,7 @@ class Cliper:
         windows = Windows.over(self.backbone.grid(pixels), crop, stride)
         if len(windows.corners) > 1:
             compare = partial(self.compare, queries=queries)
-            batch = self.backbone.room(windows.size)
+            batch = self.backbone.max_batch(windows.size)
             logits, attention = windows.compare(compare, pixels, batch)
         return propagate(logits, attention)
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..backbones.devices import has_float64
 from ..errors import OvssError
 
 TRUNCATE = 4.0  # standard deviations
@@ -50,9 +51,14 @@ class Blur:
 
 
 def gaussian(maps: Tensor, deviation: float) -> Tensor:
-    """Blur maps [C, h, w] with a standard deviation in pixels, as SciPy's `gaussian_filter`."""
-    rows, columns = (_matrix(side, deviation).to(maps.device) for side in maps.shape[1:])
-    return torch.stack([(rows @ one.double() @ columns.mT).float() for one in maps])
+    """Blur maps [C, h, w] with a standard deviation in pixels, as SciPy's `gaussian_filter`.
+
+    The products are of float64, on the CPU where the maps' device has none.
+    """
+    place = maps.device if has_float64(maps.device) else torch.device("cpu")
+    rows, columns = (_matrix(side, deviation).to(place) for side in maps.shape[1:])
+    blurred = [rows @ one.to(place).double() @ columns.mT for one in maps]  # [h, w] each
+    return torch.stack([one.float() for one in blurred]).to(maps.device)  # [C, h, w]
 
 
 def minmax_normalise(maps: Tensor, nan: bool = False) -> Tensor:

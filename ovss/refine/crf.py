@@ -2,37 +2,39 @@
 
 Labels of near pixels should agree, and those of pixels of like colour all the more. PnP-OVSS takes
 the parameters of CutLER. The work is pydensecrf's, which keeps Python's lock while it computes, so
-the images of a batch are shared among processes.
+the images of a batch are shared among processes (`CrfProcesses`).
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import importlib.util
-import multiprocessing
 import os
+import pickle
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from itertools import repeat
-from typing import Any
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from ..decide import upsample
 from ..errors import OvssError
+from . import crf_worker
+from .crf_worker import Floats, Job
 
 INSTALL = (
     'pip install "cython<3" setuptools wheel && '
     "CYTHON_FORCE_REGEN=1 pip install --pre --no-build-isolation pydensecrf"
 )
-Floats = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class DenseCrf:
         near, near_weight: standard deviation in pixels and weight of the smoothness kernel.
         far, colour, far_weight: standard deviations in pixels and in colour values, and weight of
             the appearance kernel.
-        workers: processes for the images of a batch; None: one for each processor.
+        workers: processes for the images of a batch; 0 and 1: this one does it all; None: one for
+            each processor (shared among the ranks that `torchrun` started on this machine).
     """
 
     iterations: int = 10
@@ -62,48 +65,109 @@ class DenseCrf:
             raise OvssError(
                 f"the dense CRF needs pydensecrf: {INSTALL}; or leave it out: crf=None, --no-crf"
             )
+        if self.workers is not None and self.workers < 0:
+            raise OvssError(f"workers must be 0 or more processes, got {self.workers}")
 
     @torch.no_grad()
     def __call__(self, scores: Sequence[Tensor], images: Sequence[Image.Image]) -> list[Tensor]:
-        """Maps [C, h, w] of RGB images -> probabilities [C, H, W]."""
-        energies = (_energy(maps, image) for maps, image in zip(scores, images, strict=True))
-        pixels = (np.array(image, dtype=np.uint8) for image in images)  # it must be writable
-        found = self._infer(min(self._workers, len(images)), energies, pixels)
+        """Infer probabilities [C, H, W] from maps [C, h, w] of RGB images.
+
+        Raises:
+            OvssError: a process was killed.
+        """
+        workers = min(processors() if self.workers is None else self.workers, len(images))
+        jobs = self._jobs(scores, images)
+        if workers < 2:
+            found = [crf_worker.infer(*job) for job in jobs]
+        else:
+            found = PROCESSES.map(jobs, workers)
         return [torch.from_numpy(q).to(maps.device) for q, maps in zip(found, scores, strict=True)]
 
-    @property
-    def _workers(self) -> int:
-        """Processes at most; forking is safe only on Linux, elsewhere one does it all."""
-        if self.workers is not None:
-            return self.workers
-        return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    def _jobs(self, scores: Sequence[Tensor], images: Sequence[Image.Image]) -> Iterator[Job]:
+        """The arguments of `crf_worker.infer` for each image."""
+        options = {name: value for name, value in asdict(self).items() if name != "workers"}
+        for maps, image in zip(scores, images, strict=True):
+            sized = upsample(maps.float().cpu(), (image.height, image.width))  # [C, H, W]
+            energy = np.ascontiguousarray(-sized.log_softmax(0).numpy())  # [C, H, W]
+            yield options, energy, np.array(image, dtype=np.uint8)  # pydensecrf writes to the image
 
-    def _infer(
-        self, workers: int, energies: Iterator[Floats], pixels: Iterator[Pixels]
-    ) -> list[Floats]:
-        if workers < 2:
-            return list(map(infer, repeat(self), energies, pixels))
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+
+class CrfProcesses:
+    """Processes of `crf_worker`, started when they are first needed and kept for later batches.
+
+    Each is a new Python and no fork: a fork of a process that holds a GPU or runs threads may hang.
+    They end with this process, however it ends, because their input does.
+
+    Attributes:
+        idle: those that wait for a job.
+    """
+
+    def __init__(self) -> None:
+        self.idle: list[subprocess.Popen[bytes]] = []
+        self._owner = os.getpid()
+        self._places = threading.BoundedSemaphore(processors())  # whoever asks, no more at once
+
+    def map(self, jobs: Iterable[Job], workers: int) -> list[Floats]:
+        """Run jobs in at most `workers` processes; the answers come in the jobs' order.
+
+        Raises:
+            OvssError: a process was killed.
+        """
+        with ThreadPoolExecutor(workers) as threads:
+            return list(threads.map(self._run, jobs))
+
+    def close(self) -> None:
+        """End the processes that have nothing to do."""
+        while self.idle:
+            _end(self.idle.pop())
+
+    def _run(self, job: Job) -> Floats:
+        with self._places:
+            process = self._take()
+            try:
+                pickle.dump(job, cast(IO[bytes], process.stdin), protocol=5)
+                cast(IO[bytes], process.stdin).flush()
+                answer = pickle.load(cast(IO[bytes], process.stdout))
+            except (OSError, EOFError, pickle.UnpicklingError):
+                _end(process)
+                raise OvssError(
+                    "a process of the CRF was killed: try DenseCrf(workers=1)"
+                ) from None
+            except BaseException:
+                _end(process)  # the next job must not get this one's answer
+                raise
+            self.idle.append(process)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _take(self) -> subprocess.Popen[bytes]:
+        """An idle process, or a new one."""
+        if self._owner != os.getpid():  # a fork inherits the list, and must not use its pipes
+            self.idle, self._owner = [], os.getpid()
         try:
-            with ProcessPoolExecutor(workers, context) as pool:
-                return list(pool.map(infer, repeat(self), energies, pixels))
-        except BrokenProcessPool:
-            raise OvssError("a process of the CRF was killed: try DenseCrf(workers=1)") from None
+            return self.idle.pop()
+        except IndexError:
+            command = [sys.executable, "-P", str(Path(crf_worker.__file__))]
+            pipe = subprocess.PIPE
+            return subprocess.Popen(command, stdin=pipe, stdout=pipe)
 
 
-def infer(crf: DenseCrf, energy: Floats, pixels: Pixels) -> Floats:
-    """Unary energies [C, H, W] and an RGB image [H, W, 3] -> probabilities [C, H, W]."""
-    from pydensecrf.densecrf import DenseCRF2D
-
-    classes, height, width = energy.shape
-    model: Any = DenseCRF2D(width, height, classes)
-    model.setUnaryEnergy(energy.reshape(classes, -1))
-    model.addPairwiseGaussian(sxy=crf.near, compat=crf.near_weight)
-    model.addPairwiseBilateral(sxy=crf.far, srgb=crf.colour, rgbim=pixels, compat=crf.far_weight)
-    return np.array(model.inference(crf.iterations), dtype=np.float32).reshape(energy.shape)
+def processors() -> int:
+    """Number of processors that this process may use, of its rank under `torchrun`."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _energy(maps: Tensor, image: Image.Image) -> Floats:
-    """Scores [C, h, w] -> unary energies [C, H, W] at the image's size."""
-    sized = upsample(maps.float().cpu(), (image.height, image.width))
-    return np.ascontiguousarray(-sized.log_softmax(0).numpy())
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that keeps nothing, and its pipes."""
+    process.kill()
+    with contextlib.suppress(OSError), process:  # closes the pipes, which may not be empty
+        pass
+
+
+PROCESSES = CrfProcesses()
+atexit.register(PROCESSES.close)

@@ -67,8 +67,8 @@ class Trainer(Generic[R]):
         self.model = model.to(self.device)
         self.optimiser = adamw(self.model, recipe.rate, recipe.weight_decay, recipe.beta2)
 
-    def loss(self, *batch: Tensor) -> Tensor:
-        """The loss of a batch, a scalar; the forward pass belongs into `self.precision()`."""
+    def loss(self, *batch: Any, **_: Any) -> Tensor:  # a subclass names the parts of its batch
+        """Compute a batch's loss, a scalar; the forward pass belongs into `self.precision()`."""
         raise NotImplementedError
 
     def step(self, batch: Batch) -> float:

@@ -19,6 +19,10 @@ import weights
 from stages import STAGES, Ours, Plain, Run, Task, compare
 from table import table
 
+from ovss.backbones.devices import find_device
+from ovss.errors import OvssError
+from ovss.provenance import device_name
+
 
 def main() -> None:
     options = arguments()
@@ -31,7 +35,7 @@ def main() -> None:
         for line in pnp_stages.lines(options):
             print(line, flush=True)
     if options.part in ("lab", "all"):
-        lab.main()
+        lab.main(options.device)
 
 
 def arguments() -> argparse.Namespace:
@@ -40,7 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--part", choices=("all", "cliper", "pnp", "lab"), default="all")
     parser.add_argument("--quick", action="store_true", help="small networks: does it work?")
     parser.add_argument("--clip", action="append", help='"ViT-B/16" or "ViT-L/14" alone')
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
     parser.add_argument(
         "--sides",
         nargs="+",
@@ -50,6 +54,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, help="of torch; default: as many as it likes")
     options = parser.parse_args()
+    try:
+        find_device(options.device)
+    except OvssError as error:
+        parser.error(str(error))
     low = "bfloat16" if options.device == "cpu" else "float16"
     options.sides = options.sides or ["float32", low]
     return options
@@ -76,10 +84,9 @@ def cliper(options: argparse.Namespace) -> Iterator[str]:
 
 
 def machine(options: argparse.Namespace) -> str:
-    """What it runs on."""
-    if options.device != "cpu":
-        return torch.cuda.get_device_name(options.device)
-    return f"{torch.get_num_threads()} threads on {os.cpu_count()} cores"
+    """Name what it runs on."""
+    cores = f" on {os.cpu_count()} cores" if options.device == "cpu" else ""
+    return device_name([options.device]) + cores
 
 
 def agreement(runs: dict[str, Run]) -> Iterator[str]:

@@ -100,7 +100,8 @@ class ZooTrainer(Trainer[R]):
         """The card of the network in `folder`, measured as loaded from there."""
         backbone = self.load(folder)
         splits: tuple[Split, ...] = ("tune", "val")
-        measured = {s: self.metrics(backbone, s, self.recipe.card_scenes) for s in splits}
+        scenes = self.recipe.card_scenes
+        measured = {str(split): self.metrics(backbone, split, scenes) for split in splits}
         parameters = sum(p.numel() for p in self.shipped.parameters())
         untrained = self.untrained()
         return card(self, self.name, self.what, parameters, measured, untrained, self.gates)
