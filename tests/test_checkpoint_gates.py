@@ -97,6 +97,24 @@ def test_files_that_are_no_weights(
             refuse("clip", path, rf"no CLIP.*{message}")
 
 
+def test_numbers_of_eight_bits(models: dict[str, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(models["clip"], tmp_path / "copy")
+    state = load_file(copy / "model.safetensors")
+    state["visual.proj"] = state["visual.proj"].to(torch.float8_e4m3fn)
+    save_file(state, copy / "model.safetensors")
+    assert torch.equal(ClipBackbone.load(copy).model.visual.proj, state["visual.proj"].float())
+    state["visual.proj"] = torch.full_like(state["visual.proj"], float("nan"))
+    save_file(state, copy / "model.safetensors")
+    refuse("clip", copy, "holds NaN or infinite numbers")
+
+
+@pytest.mark.parametrize("kind", LOAD)
+def test_pipes_are_not_waited_for(tmp_path: Path, kind: str) -> None:
+    for name in ("pipe", "pipe.pt", "pipe.safetensors"):
+        os.mkfifo(tmp_path / name)
+        refuse(kind, tmp_path / name, "pipe")
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_the_card_of_a_diffusion_model_covers_all_parts(
     models: dict[str, Path], tmp_path: Path, part: str

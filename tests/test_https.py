@@ -134,6 +134,18 @@ def test_the_key_is_not_shown_though_the_server_does(tmp_path: Path, status: int
             assert "secret-0" not in told and "23456789" not in told
 
 
+def test_a_proxy_does_not_see_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serve(lambda peer, _: peer.sendall(reply(407))) as (port, seen):
+        monkeypatch.setenv("https_proxy", f"http://me:pass%20word@127.0.0.1:{port}")
+        with pytest.raises(OSError, match="407"):
+            https_post("https://api.example/v1", {"Authorization": SECRET}, b"{}", 10)
+    (head,) = seen
+    assert head.startswith(b"CONNECT api.example:443 HTTP/1.") and SECRET.encode() not in head
+    assert b"Proxy-Authorization: Basic bWU6cGFzcyB3b3Jk" in head
+
+
 def test_https_needs_a_certificate() -> None:
     sender = serve(lambda peer, _: peer.sendall(reply(200, GOOD)))
     with sender as (port, seen), pytest.raises(OSError):

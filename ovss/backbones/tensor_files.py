@@ -53,6 +53,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix != ".safetensors":
         return state_dict(read_archive(path), path)
     try:
+        _check_file(path)
         return load_file(path)
     except Exception as error:  # the library raises its own, torch's and the system's
         raise _damaged(path, error) from None
@@ -78,6 +79,7 @@ def read_archive(path: Path) -> Any:
         CheckpointError: the file is damaged, or holds more than tensors.
     """
     try:
+        _check_file(path)
         if zipfile.is_zipfile(path) and (name := _script(path)):
             return dict(_Script(path, name).tensors())
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -123,11 +125,16 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
         CheckpointError: names the first tensor that holds such a number.
     """
     for name, value in tensors.items():
-        whole = value.is_floating_point() and not value.sum(dtype=torch.float32).isfinite()
-        if whole and not value.isfinite().all():  # a sum may overflow where no number does
+        try:
+            numbers = value.float() if value.element_size() == 1 else value  # float8 has no sum
+            suspect = value.is_floating_point() and not numbers.sum(dtype=torch.float32).isfinite()
+            wrong = suspect and not numbers.isfinite().all()  # a sum may overflow, its parts not
+        except RuntimeError:
+            wrong = True
+        if wrong:
             raise CheckpointError(
-                f"{path} is damaged ({one_line(name, 80)} holds NaN or infinite numbers): "
-                f"{remedy(path)}"
+                f"{path} is damaged ({one_line(name, 80)} holds NaN or infinite numbers, or "
+                f"numbers of a kind that is not read: {value.dtype}): {remedy(path)}"
             )
 
 
@@ -208,6 +215,12 @@ def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tens
 
 def _same(value: Any, *_: Any) -> Any:
     return value
+
+
+def _check_file(path: Path) -> None:
+    """Pipes and devices would be read for ever."""
+    if not path.is_file():
+        raise OSError("it is no file")
 
 
 def _kind(path: Path) -> str:
