@@ -46,7 +46,7 @@ def https_post(
         OSError: no whole answer in time: no connection, no HTTP, or broken off.
         OvssError: `url` is no address for a key, or the reply is longer than `LONGEST_REPLY`.
     """
-    connection, target = _connection(check_address(url), timeout)
+    connection, target = _connection(check_address(url), timeout + 1)  # the wait below ends first
     open_sockets: list[socket.socket] = []
     outcomes: queue.SimpleQueue[tuple[int, Headers, bytes] | Exception] = queue.SimpleQueue()
 
@@ -163,7 +163,8 @@ def _receive(reply: http.client.HTTPResponse) -> tuple[int, Headers, bytes]:
     content = reply.read(LONGEST_REPLY + 1)
     if len(content) > LONGEST_REPLY:
         raise OvssError(f"the API's reply is longer than {LONGEST_REPLY // 2**20} MiB: not read")
-    if reply.length:  # bytes that were announced and did not come
+    headless = reply.status == 200 and not content and reply.length is None and not reply.chunked
+    if reply.length or headless:  # it broke off: before its last byte, or within its head
         raise http.client.IncompleteRead(content, reply.length)
     return reply.status, dict(reply.headers), content
 
