@@ -8,14 +8,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from .errors import OvssError, UnknownNameError
-from .evaluation.evaluate import evaluate
-from .evaluation.result import Result
-from .segmentation import Segmentation
-from .segmenter import Segmenter
-from .vocabulary import Vocabulary
+if TYPE_CHECKING:
+    from .errors import OvssError
+    from .evaluation.evaluate import evaluate
+    from .evaluation.result import Result
+    from .segmentation import Segmentation
+    from .segmenter import Segmenter
+    from .vocabulary import Vocabulary
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +32,16 @@ __all__ = [
     "segment",
 ]
 
+# Where the names above lie; torch is imported when the first of them is used.
+_HOMES = {
+    "OvssError": "errors",
+    "Result": "evaluation.result",
+    "Segmentation": "segmentation",
+    "Segmenter": "segmenter",
+    "Vocabulary": "vocabulary",
+    "evaluate": "evaluation.evaluate",
+}
+
 
 def load(method: str, profile: str = "lab", **options: Any) -> Segmenter:
     """A method with its checkpoints, ready to segment.
@@ -41,12 +53,19 @@ def load(method: str, profile: str = "lab", **options: Any) -> Segmenter:
 
     Raises:
         UnknownNameError: no such method or checkpoint; the message lists the known ones.
+        MissingLibraryError: the method needs a library that is not installed; the message says
+            how to install it.
     """
+    from .errors import MissingLibraryError, UnknownNameError
     from .methods import METHODS  # the networks' libraries are heavy to import
+    from .segmenter import Segmenter
 
     if method not in METHODS:
         raise UnknownNameError.of("method", method, METHODS)
-    built, decision = METHODS[method](profile, **options)
+    try:
+        built, decision = METHODS[method](profile, **options)
+    except ModuleNotFoundError as error:
+        raise MissingLibraryError.of(error) from None
     return Segmenter(built, decision=decision)
 
 
@@ -61,3 +80,13 @@ def segment(image: Any, classes: Any, method: str = "cliper", **options: Any) ->
     """
     found: Segmentation = load(method, **options)(image, classes)
     return found
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ovss' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

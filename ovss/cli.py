@@ -1,48 +1,84 @@
-"""The command line: `ovss segment`, `ovss evaluate`, `ovss search`, `ovss list`."""
+"""The command line: `ovss segment`, `ovss evaluate`, `ovss search`, `ovss list`.
+
+Torch and the networks' libraries are imported within the commands: what needs none of them (a
+usage error, `--version`) answers at once, and an interrupt while they load ends in one line.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from . import __version__
-from .backbones.devices import explain_out_of_memory, is_out_of_memory
-from .datasets import DATASETS, open_dataset
-from .errors import OvssError
-from .evaluation.evaluate import evaluate
-from .paths import atomic, data
-from .reporting import results
+from .errors import LONGEST, MissingLibraryError, OvssError, printable, shorten
+from .paths import FROM_THE_REPOSITORY, atomic, data
 
 LISTS = ("methods", "datasets", "checkpoints")
+DATASET_HELP = "a name of `ovss list datasets`"
+LAB_NOTE = (
+    "ovss: note: the miniature models know only the lab's drawn world; for photographs give "
+    "--profile paper (it downloads the published checkpoints), to be rid of this line --profile lab"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 = done, 2 = an error that one line on stderr explains, 130 = interrupted."""
-    options = _parser().parse_args(arguments)
+    _prepare_streams()
     try:
+        options = _parser().parse_args(arguments)
         options.run(options)
         sys.stdout.flush()
     except OvssError as error:
         return _fail(str(error))
+    except ModuleNotFoundError as error:
+        return _fail(str(MissingLibraryError.of(error)))
     except BrokenPipeError:  # the reader (`| head`) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
     except OSError as error:
+        _drop_output()
         return _fail(_explain(error))
     except (RuntimeError, MemoryError) as error:
+        from .backbones.devices import explain_out_of_memory, is_out_of_memory
+
         if not is_out_of_memory(error):
             raise
         return _fail(explain_out_of_memory(error))
     except KeyboardInterrupt:
+        print("ovss: interrupted", file=sys.stderr)
         return 130
     return 0
 
 
+def _prepare_streams() -> None:
+    """Output that a terminal cannot show is escaped; output that nobody reads is dropped."""
+    if sys.stdout is None:  # closed by the caller (`>&-`)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the program runs
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """What could not be printed is not tried again when the interpreter ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one printable line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        text = shorten(" ".join(message.split("\n")), LONGEST)
+        self.exit(2, f"ovss: error: {text} (usage: {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="ovss", description="Open-vocabulary semantic segmentation: words in, labels out."
     )
     parser.add_argument("--version", action="version", version=f"ovss {__version__}")
@@ -60,11 +96,12 @@ def _add_segment(commands: Any) -> None:
     parser.add_argument("--classes", required=True, help='what to look for: "car, grass"')
     parser.add_argument("--out", required=True, help="labels: .png (palette) or .json (RLE)")
     _add_model(parser)
+    parser.set_defaults(profile=None)  # none given: the lab's, and a note that it is
 
 
 def _add_evaluate(commands: Any) -> None:
     parser = _command(commands, "evaluate", "measure a method on a data set", _evaluate)
-    parser.add_argument("--dataset", required=True, help=", ".join(DATASETS))
+    parser.add_argument("--dataset", required=True, help=DATASET_HELP)
     parser.add_argument("--root", help="the folder the data set lies in")
     parser.add_argument("--split", default="val")
     parser.add_argument("--limit", type=int, help="use this many images, drawn by the seed")
@@ -80,7 +117,7 @@ def _add_evaluate(commands: Any) -> None:
 def _add_search(commands: Any) -> None:
     summary = "PnP-OVSS's layer, head, threshold and blur from images and class names alone"
     parser = _command(commands, "search", summary, _search)
-    parser.add_argument("--dataset", required=True, help=", ".join(DATASETS))
+    parser.add_argument("--dataset", required=True, help=DATASET_HELP)
     parser.add_argument("--root", help="the folder the data set lies in")
     parser.add_argument("--split", default="tune", help="default: tune, the lab's")
     parser.add_argument("--limit", type=int, help="use this many images, drawn by the seed")
@@ -135,17 +172,35 @@ def _command(
 
 def _segment(options: argparse.Namespace) -> None:
     from .images import read_image
+    from .segmentation import check_output
     from .vocabulary import Vocabulary
 
-    words = Vocabulary.of(options.classes)  # a wrong word or image shows before the model loads
+    words = Vocabulary.of(options.classes)  # what is wrong shows before the model loads
     image = read_image(options.image)
-    found = _load(options)(image, words)
+    check_output(options.out, len(words), options.image)
+    segmenter = _load(options)
+    checkpoints = (options.clip, options.dino, options.itm, options.compensation)
+    if options.profile is None and not any(checkpoints):
+        print(LAB_NOTE, file=sys.stderr)
+    found = segmenter(image, words)
     path = found.save(options.out)
-    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in found.shares.items())
-    print(f"{shares} -> {path}")
+    shares = ", ".join(
+        f"{shorten(name)} {100 * share:.1f} %" for name, share in found.shares.items()
+    )
+    print(f"{shares} -> {printable(str(path))}")
+
+
+def evaluate(*arguments: Any, **options: Any) -> Any:
+    """Evaluate as `ovss.evaluate` does, whose libraries are imported when they are needed."""
+    from .evaluation.evaluate import evaluate as run
+
+    return run(*arguments, **options)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from .datasets import open_dataset
+    from .reporting import results
+
     data = open_dataset(options.dataset, options.root, options.split)
     classes = _classes(options, data)
     result = evaluate(
@@ -184,6 +239,7 @@ def _classes(options: argparse.Namespace, data: Any) -> Any:
 
 def _search(options: argparse.Namespace) -> None:
     from . import load
+    from .datasets import open_dataset
     from .methods.pnp_search import examples_of, search
     from .taggers import find_clip, find_tagger
 
@@ -223,16 +279,24 @@ def _list(options: argparse.Namespace) -> None:
 
 def _known(what: str) -> list[tuple[str, str]]:
     if what == "datasets":
+        from .datasets import DATASETS
+
         home = {name: spec.home for name, spec in DATASETS.items()}
-        return [(name, str(data(at)) if at else "needs --root") for name, at in home.items()]
+        return [(name, _place(at) if at else "needs --root") for name, at in home.items()]
     if what == "methods":
         from .methods import METHODS
 
         return [(name, _summary(METHODS[name])) for name in METHODS]
     from .backbones.registry import CHECKPOINTS, ZOO
 
-    zoo = [(name, f"the lab's, {data('lab', 'zoo', name)}") for name in ZOO]
+    zoo = [(name, f"the lab's, {_place('lab', 'zoo', name)}") for name in ZOO]
     return zoo + [(name, entry.role) for name, entry in CHECKPOINTS.items()]
+
+
+def _place(*parts: str) -> str:
+    """A folder under data/, or that it is not here."""
+    folder = data(*parts)
+    return str(folder) if folder.is_dir() else f"not here: {FROM_THE_REPOSITORY}"
 
 
 def _summary(builder: Any) -> str:
@@ -245,7 +309,7 @@ def _load(options: argparse.Namespace) -> Any:
     names = ("device", "clip", "dino", "compensation", "itm", "crf")
     given = {name: getattr(options, name) for name in names}
     chosen = {name: value for name, value in given.items() if value is not None}
-    return load(options.method, options.profile, **chosen)
+    return load(options.method, options.profile or "lab", **chosen)
 
 
 def _explain(error: OSError) -> str:
@@ -256,7 +320,7 @@ def _explain(error: OSError) -> str:
 
 
 def _fail(message: str) -> int:
-    print(f"ovss: error: {message}", file=sys.stderr)
+    print(f"ovss: error: {shorten(message, LONGEST)}", file=sys.stderr)
     return 2
 
 

@@ -3,11 +3,52 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+LONGEST = 1000  # characters of a message; what is longer loses its middle
+# Control characters, line separators, marks that turn or hide text, and halves of surrogate pairs.
+UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    r"\ud800-\udfff]"
+)
+
+# What to install for a library that only some methods import: the package's own extras.
+INSTALL = {
+    "accelerate": '"ovss[diffusion]"',
+    "diffusers": '"ovss[diffusion]"',
+    "gradient_free_optimizers": '"ovss[search]"',
+    "pydensecrf": '"ovss[crf]"',
+    "timm": "timm",
+    "transformers": '"transformers>=4.55"',
+}
+
+
+def printable(text: str) -> str:
+    """Escape whatever a terminal would obey instead of show: `\\x1b[31m` for a raw escape code."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def shorten(text: str, limit: int = 60) -> str:
+    """Give `text` for a message: printable, and cut in the middle to `limit` characters."""
+    shown = printable(text)
+    if len(shown) <= limit:
+        return shown
+    tail = limit // 3
+    return f"{shown[: limit - tail - 1]}…{shown[-tail:]}"
+
+
+def one_line(value: object, longest: int = 300) -> str:
+    """Give `value` as one printable line of at most `longest` characters."""
+    return shorten(" ".join(str(value).split()), longest)
 
 
 class OvssError(Exception):
     """Base class: something the caller can put right; the message says what was given."""
+
+    def __str__(self) -> str:
+        """The message as one printable line of bounded length."""
+        return one_line(self.args[0] if self.args else "", LONGEST)
 
 
 class VocabularyError(OvssError, ValueError):
@@ -25,13 +66,10 @@ class UnknownNameError(OvssError, KeyError):
     def of(cls, kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
         """The error for `name`, with the nearest known name and the list of all known ones."""
         names = sorted(known)
-        near = difflib.get_close_matches(str(name), names, n=1)
+        given = shorten(str(name))
+        near = difflib.get_close_matches(given, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
-        return cls(f"unknown {kind} {str(name)!r}{hint} Known: {', '.join(names) or 'none'}")
-
-    def __str__(self) -> str:
-        """The plain message (a KeyError would print it in quotes)."""
-        return str(self.args[0]) if self.args else ""
+        return cls(f"unknown {kind} '{given}'{hint} Known: {', '.join(names) or 'none'}")
 
 
 class CheckpointError(OvssError, RuntimeError):
@@ -42,12 +80,17 @@ class DatasetError(OvssError, FileNotFoundError):
     """A benchmark's folder or one of its files is missing or damaged."""
 
 
+class MissingLibraryError(OvssError, ImportError):
+    """A library that only some methods need is not installed."""
+
+    @classmethod
+    def of(cls, error: ImportError) -> MissingLibraryError:
+        """The error for an import that failed, with what to install."""
+        library = (error.name or "").partition(".")[0]
+        if library not in INSTALL:
+            return cls(f"a library cannot be imported ({error})")
+        return cls(f"{library} is not installed: pip install {INSTALL[library]}")
+
+
 class ProfileError(OvssError, ValueError):
     """A profile holds a key or a value that no notebook knows."""
-
-
-def one_line(value: object, longest: int = 300) -> str:
-    """Give `value` as a line of at most `longest` letters, what cannot be printed escaped."""
-    text = " ".join(str(value).split())
-    text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text[: 2 * longest])
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."

@@ -1,14 +1,46 @@
-"""Where the repository keeps its data, and how a file is written whole or not at all."""
+"""Where the data lie; how a user's file is read, and a file is written whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from .errors import UNPRINTABLE, OvssError, printable
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: leftovers of killed runs stay there
+    fcntl = None  # type: ignore[assignment]
+
+# What to do where the data folder lacks the lab: an installed wheel has none.
+FROM_THE_REPOSITORY = (
+    "the lab's images and models come with the repository, not with the installed package: clone "
+    "it and set OVSS_DATA to its data/ folder"
+)
+LARGEST_TEXT = 64 << 20  # bytes of a list, a vocabulary or another text file
+BLANKS = re.compile(r"^[\s\ufeff\u200b]+|[\s\ufeff\u200b]+$")
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+# Which byte order mark means which encoding; the longer ones come first.
+MARKS = (
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
 
 
 def root() -> Path:
@@ -17,37 +49,162 @@ def root() -> Path:
 
 
 def data(*parts: str) -> Path:
-    """A path under `data/`; the environment variable OVSS_DATA names another data folder."""
+    """A path under `data/`; the environment variable OVSS_DATA names another data folder.
+
+    An installed wheel has a `data/` of its own, with class names and published numbers alone.
+    """
     base = os.environ.get("OVSS_DATA")
-    folder = Path(base).expanduser() if base else root() / "data"
+    inside = Path(__file__).resolve().parent / "data"
+    folder = expand(base) if base else inside if inside.is_dir() else root() / "data"
     return folder.joinpath(*parts)
 
 
 def results(profile: str) -> Path:
     """The folder of what was measured under a profile; OVSS_RESULTS names another base."""
     base = os.environ.get("OVSS_RESULTS")
-    return (Path(base).expanduser() if base else data("results")) / profile
+    return (expand(base) if base else data("results")) / profile
+
+
+def check_file(
+    path: str | os.PathLike[str], kind: str, error: type[OvssError], largest: int
+) -> Path:
+    """Give the path of a file that can be read to its end, `~` expanded.
+
+    Args:
+        path: as the user gave it.
+        kind: what it should be ("image file"), for the message.
+        error: raised when there is no such file, it is no regular file (a pipe or a device may
+            never end), it may not be read, or it is larger than `largest` bytes.
+    """
+    file = expand(path)
+    try:
+        found = file.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+        raise error(f"no such {kind}: {file}") from None
+    except OSError as reason:
+        raise error(f"the {kind} {file} cannot be read: {reason.strerror}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise error(f"{file} is {_kind(found)}, not {_article(kind)}")
+    if found.st_size > largest:
+        size = f"{found.st_size >> 20} MB, more than {largest >> 20} MB"
+        raise error(f"the {kind} {file} is too large ({size})")
+    return file
+
+
+def read_text(
+    path: str | os.PathLike[str],
+    kind: str,
+    error: type[OvssError] = OvssError,
+    largest: int = LARGEST_TEXT,
+) -> str:
+    """Read a text file: UTF-8 with or without a byte order mark, or UTF-16 or UTF-32 with one.
+
+    Raises:
+        error: the file is missing, too large, or of another encoding.
+    """
+    file = check_file(path, kind, error, largest)
+    try:
+        content = file.read_bytes()
+    except OSError as reason:
+        raise error(f"the {kind} {file} cannot be read: {reason.strerror}") from None
+    encoding = next((name for mark, name in MARKS if content.startswith(mark)), "utf-8")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as reason:
+        raise error(
+            f"the {kind} {file} is no {encoding.upper()} text (byte {reason.start}): "
+            "save it as UTF-8"
+        ) from None
+
+
+def read_lines(
+    path: str | os.PathLike[str], kind: str, error: type[OvssError] = OvssError
+) -> tuple[str, ...]:
+    """Read the lines of a text file, without blanks at their ends; empty lines do not count.
+
+    Raises:
+        error: as `read_text`, or a line holds a control character (a binary file, say).
+    """
+    lines = []
+    for number, raw in enumerate(re.split(r"\r\n|\r|\n", read_text(path, kind, error)), 1):
+        line = trim(raw)
+        if found := UNPRINTABLE.search(line):
+            shown = printable(found[0])
+            raise error(f"line {number} of the {kind} {expand(path)} holds {shown}: no plain text")
+        lines += [line] if line else []
+    return tuple(lines)
+
+
+def check_destination(
+    path: str | os.PathLike[str],
+    suffixes: Sequence[str] = (),
+    keep: Iterable[str | os.PathLike[str]] = (),
+) -> Path:
+    """Give the path of a file to be written, `~` expanded, or say before any work why it cannot.
+
+    Args:
+        path: as the user gave it; its folder need not exist.
+        suffixes: the endings allowed, in lower case; all if none is given.
+        keep: files that must not be replaced, under whatever name (the photo itself).
+
+    Raises:
+        OvssError: another suffix, a folder or device of that name, no right or no room to write
+            there, or one of `keep`.
+    """
+    target = expand(path)
+    if suffixes and target.suffix.lower() not in suffixes:
+        raise OvssError(f"cannot save as {target.name!r}: end it in {' or '.join(suffixes)}")
+    try:
+        _check_replaceable(target, keep)
+        real = Path(os.path.realpath(target))
+        folder = next(one for one in real.parents if one.exists())
+        temporary, holder = _open_temporary(folder)
+        temporary.unlink()
+        os.close(holder)
+    except (OSError, ValueError) as reason:
+        raise OvssError(f"cannot write {target}: {_reason(reason)}") from None
+    return target
+
+
+def trim(text: str) -> str:
+    """Give `text` without blanks, byte order marks and zero-width spaces at its ends."""
+    return BLANKS.sub("", text)
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """The path with `~` and `~user` replaced by the home folder, where there is one."""
+    return Path(os.path.expanduser(os.fsdecode(path)))
 
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open `path` for writing so that readers see the old file or the whole new one.
 
-    The bytes go to a hidden neighbour that replaces `path` once they are on the disk; when the
-    body raises (a full disk, say) the neighbour is removed and `path` stays as it was.
+    The bytes go to a hidden neighbour, `.ovss-….tmp`, that replaces `path` once they are on the
+    disk; when the body raises (a full disk, say) the neighbour is removed and `path` stays as it
+    was. Neighbours that a killed process left are removed by the next one that writes there. A
+    symbolic link stays: the file it names is replaced. The file's permissions stay, too.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(expand(path)))
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    _remove_leftovers(target.parent)
+    temporary, holder = _open_temporary(target.parent)
     try:
-        with open(temporary, "xb") as file:
+        with os.fdopen(os.dup(holder), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        with suppress(FileNotFoundError):
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        if fcntl is None:
+            os.close(holder)  # Windows renames no open file
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        if fcntl is not None:
+            os.close(holder)
 
 
 @contextmanager
@@ -76,3 +233,59 @@ def atomic_folder(folder: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _open_temporary(folder: Path) -> tuple[Path, int]:
+    """A new file in `folder`, and a descriptor whose lock says that its writer lives."""
+    while True:
+        path = folder / f".ovss-{secrets.token_hex(8)}.tmp"
+        holder = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if fcntl is None:
+            return path, holder
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(holder, fcntl.LOCK_EX)
+        if path.exists():  # else another process took it for a leftover before it was locked
+            return path, holder
+        os.close(holder)
+
+
+_cleaned: set[Path] = set()  # folders that this process has looked through
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left in `folder`; a file whose writer lives is locked."""
+    if folder in _cleaned or fcntl is None:
+        return
+    _cleaned.add(folder)
+    for path in folder.glob(".ovss-*.tmp"):
+        with suppress(OSError):  # locked, already gone, or not ours
+            holder = os.open(path, os.O_RDWR)
+            try:
+                fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(holder)
+
+
+def _check_replaceable(target: Path, keep: Iterable[str | os.PathLike[str]]) -> None:
+    if not target.exists():
+        return
+    if not target.is_file():
+        raise OvssError(f"cannot write {target}: it is {_kind(target.stat())}")
+    for other in map(expand, keep):
+        if other.exists() and target.samefile(other):
+            raise OvssError(f"cannot write {target}: it would replace {other}, which is needed")
+    if not os.access(target, os.W_OK):
+        raise OvssError(f"cannot write {target}: it is write-protected")
+
+
+def _kind(found: os.stat_result) -> str:
+    return KINDS.get(stat.S_IFMT(found.st_mode), "no regular file")
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

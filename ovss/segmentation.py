@@ -15,12 +15,34 @@ from torch import Tensor
 
 from .errors import OvssError
 from .labels import BACKGROUND, palette
-from .paths import atomic
+from .paths import atomic, check_destination
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMES_KEY = "ovss:names"  # the PNG text chunk that holds the JSON list of names
+SUFFIXES = (".png", ".json")
+MOST_COLOURS = 255  # of a palette, beside the background
+
+
+def check_output(
+    path: str | os.PathLike[str], classes: int, image: str | os.PathLike[str] | None = None
+) -> Path:
+    """Give the path that `Segmentation.save` will write, or say before any work why it cannot.
+
+    Args:
+        path: where the labels are to go, `~` expanded.
+        classes: how many there are.
+        image: the photo, which must not be replaced.
+
+    Raises:
+        OvssError: another suffix, more classes than a palette has colours, a folder, no right to
+            write there, or the photo itself.
+    """
+    target = check_destination(path, SUFFIXES, () if image is None else (image,))
+    if target.suffix.lower() == ".png" and classes > MOST_COLOURS:
+        raise OvssError(f"a palette PNG holds {MOST_COLOURS} classes, not {classes}: use .json")
+    return target
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +65,17 @@ class Segmentation:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of the image's pixels of each name found, largest first, background too."""
+        """The share of the image's pixels of each name found, largest first, background too.
+
+        Pixels without a class are "background"; where a class has that name already, they are
+        "background (no class)".
+        """
         counts = np.bincount(self.labels.numpy().ravel() + 1, minlength=len(self.names) + 1)
         order = np.argsort(-counts, kind="stable")
-        named = ("background", *self.names)
+        rest = "background"
+        while rest in self.names:
+            rest += " (no class)"
+        named = (rest, *self.names)
         return {named[i]: float(counts[i] / counts.sum()) for i in order if counts[i]}
 
     def legend(self) -> dict[str, str]:
@@ -76,16 +105,11 @@ class Segmentation:
         The PNG holds the names in a text chunk. The file is written whole or not at all.
 
         Raises:
-            OvssError: another suffix, or more classes than a palette has colours.
+            OvssError: as `check_output`.
         """
-        target = Path(path).expanduser()
-        suffix = target.suffix.lower()
-        if suffix not in (".png", ".json"):
-            raise OvssError(f"cannot save as {target.name!r}: end it in .png or .json")
-        if suffix == ".png" and len(self.names) > 255:
-            raise OvssError(f"a palette PNG holds 255 classes, not {len(self.names)}: use .json")
+        target = check_output(path, len(self.names))
         with atomic(target) as file:
-            if suffix == ".png":
+            if target.suffix.lower() == ".png":
                 self._palette_image().save(file, format="PNG", pnginfo=self._names_chunk())
             else:
                 file.write(json.dumps(self.to_rle()).encode())
@@ -106,7 +130,7 @@ class Segmentation:
 
     def _palette_image(self) -> Image.Image:
         image = Image.fromarray((self.labels.numpy() + 1).astype(np.uint8))
-        image.putpalette(palette(255).ravel().tolist())
+        image.putpalette(palette(MOST_COLOURS).ravel().tolist())
         return image
 
     def _names_chunk(self) -> PngImagePlugin.PngInfo:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,7 +11,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .errors import VocabularyError
+from .errors import UNPRINTABLE, VocabularyError, printable, shorten
+from .paths import trim
+
+LONGEST_WORD = 500  # characters of a name; CLIP reads 77 tokens, of which a letter may take several
+SEPARATORS = re.compile("[,\uff0c\u3001\uff64\u060c\ufe50\ufe51]")  # the comma of several scripts
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,8 @@ class Vocabulary:
         templates: sentences with one `{}`; the text feature of a word is the mean over them.
 
     Raises:
-        VocabularyError: no class, an empty or repeated word, a template without `{}`.
+        VocabularyError: no class; a word that is empty, repeated, longer than `LONGEST_WORD`
+            characters, or holds a control character; a template without `{}`.
     """
 
     classes: tuple[tuple[str, ...], ...]
@@ -44,8 +51,9 @@ class Vocabulary:
     ) -> Vocabulary:
         """Build from `"car, grass"`, `["cat", "grass"]` or `[["person", "man"], "grass"]`.
 
-        Words are stripped and keep their case. `background` and `templates` replace those of a
-        vocabulary that is given as `words`.
+        Words in one text are separated by commas (full-width and ideographic ones, too), stripped
+        of blanks and byte order marks, and keep their case. `background` and `templates` replace
+        those of a vocabulary that is given as `words`.
         """
         base = words if isinstance(words, Vocabulary) else cls(_read_classes(words))
         if background is not None:
@@ -106,20 +114,20 @@ def _read_classes(words: str | Sequence[str | Sequence[str]]) -> tuple[tuple[str
     try:
         return tuple(_read_synonyms(entry) for entry in words)
     except TypeError:
-        raise VocabularyError(f"classes must be words, got {words!r}") from None
+        raise VocabularyError(f"classes must be words, got {shorten(repr(words))}") from None
 
 
 def _read_synonyms(entry: str | Sequence[str]) -> tuple[str, ...]:
     synonyms = (entry,) if isinstance(entry, str) else tuple(entry)
     if not all(isinstance(word, str) for word in synonyms):
-        raise VocabularyError(f"classes must be words, got {entry!r}")
-    return tuple(word.strip() for word in synonyms)
+        raise VocabularyError(f"classes must be words, got {shorten(repr(entry))}")
+    return tuple(trim(word) for word in synonyms)
 
 
 def _split(words: Iterable[str] | str) -> tuple[str, ...]:
     if isinstance(words, str):
-        words = words.split(",") if words.strip() else ()
-    return tuple(word.strip() for word in words)
+        words = SEPARATORS.split(words) if trim(words) else ()
+    return tuple(trim(word) for word in words)
 
 
 def _check_classes(classes: tuple[tuple[str, ...], ...]) -> None:
@@ -130,18 +138,41 @@ def _check_classes(classes: tuple[tuple[str, ...], ...]) -> None:
 
 
 def _check_words(words: tuple[str, ...]) -> None:
+    """The one gate of all names, however they came in: classes, synonyms and background words."""
     seen: set[str] = set()
-    for word in words:
-        if not word.strip():
-            raise VocabularyError(f"a name is empty in {', '.join(map(repr, words))}")
-        if word.casefold() in seen:
-            raise VocabularyError(f"the name {word!r} appears twice")
-        seen.add(word.casefold())
+    for number, word in enumerate(words, 1):
+        if not trim(word):
+            raise VocabularyError(f"a name is empty: the {_place(number, words)}")
+        _check_text(word, "name")
+        same = " ".join(unicodedata.normalize("NFC", word).casefold().split())
+        if same in seen:
+            raise VocabularyError(f"the name '{shorten(word)}' appears twice")
+        seen.add(same)
+
+
+def _check_text(text: str, kind: str) -> None:
+    if found := UNPRINTABLE.search(text):
+        raise VocabularyError(
+            f"the {kind} '{shorten(text)}' holds {printable(found[0])}, which is no letter: "
+            "separate names by commas, and give plain text"
+        )
+    if len(text) > LONGEST_WORD:
+        raise VocabularyError(
+            f"the {kind} '{shorten(text)}' has {len(text)} characters, at most {LONGEST_WORD} "
+            "can be read"
+        )
+
+
+def _place(number: int, words: tuple[str, ...]) -> str:
+    """Where a name stands, in words that stay short however many there are."""
+    before = f", after '{shorten(words[number - 2])}'" if number > 1 else ""
+    return f"{number}. of {len(words)}{before}"
 
 
 def _check_templates(templates: tuple[str, ...]) -> None:
     if not templates:
         raise VocabularyError("at least one prompt template is needed")
     for template in templates:
+        _check_text(template, "template")
         if template.count("{}") != 1:
-            raise VocabularyError(f"the template {template!r} must hold one {{}}")
+            raise VocabularyError(f"the template '{shorten(template)}' must hold one {{}}")

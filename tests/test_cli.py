@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -143,10 +144,136 @@ def test_usage_errors_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: ovss" in capsys.readouterr().err
 
 
-def test_as_a_program() -> None:
-    command = [sys.executable, "-m", "ovss.cli", "--version"]
+@pytest.mark.parametrize("module", ["ovss", "ovss.cli"])
+def test_as_a_program(module: str) -> None:
+    command = [sys.executable, "-m", module, "--version"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"ovss {__version__}\n")
+
+
+def test_what_needs_no_network_imports_none() -> None:
+    """`import ovss`, its command line and the gates of files import no torch."""
+    code = (
+        "import sys, ovss, ovss.cli, ovss.paths\n"
+        "print({'torch', 'numpy', 'PIL', 'pandas'} & {*sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True
+    )
+    assert done.stdout == "set()\n"
+
+
+def test_an_interrupt_while_it_starts_is_one_line(tmp_path: Path) -> None:
+    """The libraries are imported within the command, where an interrupt is expected."""
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    place = {**environment(), "PYTHONPATH": f"{tmp_path}:{environment()['PYTHONPATH']}"}
+    command = [sys.executable, "-m", "ovss", "segment", "x", "--classes", "a", "--out", "o.png"]
+    done = subprocess.run(command, env=place, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "ovss: interrupted\n")
+
+
+def test_output_that_is_closed_or_full(tmp_path: Path) -> None:
+    script = "{python} -m ovss list datasets {where}; echo $? >&2"
+    for where, wanted in [(">&-", "0\n"), ("> /dev/full", "2\n")]:
+        command = script.format(python=sys.executable, where=where)
+        done = subprocess.run(
+            ["bash", "-c", command], env=environment(), capture_output=True, text=True
+        )
+        lines = done.stderr.splitlines(keepends=True)
+        assert lines[-1] == wanted and len(lines) <= 2 and "Traceback" not in done.stderr
+
+
+class Ascii(io.TextIOWrapper):
+    """A terminal that shows ASCII alone."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="ascii")
+
+    def text(self) -> str:
+        self.seek(0)
+        return self.read()
+
+
+def test_letters_that_the_terminal_lacks_are_escaped(
+    photo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Ascii()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert segment(photo, tmp_path / "o.png", classes="vélo, 汽车") == 0
+    assert "v\\xe9lo" in terminal.text() or "\\u6c7d" in terminal.text()
+
+
+def test_a_long_path_and_control_characters(
+    photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert segment(photo, tmp_path / "a\x1b[31m.png") == 0
+    assert "\x1b" not in capsys.readouterr().out
+    assert segment(photo, tmp_path / "o.png", classes="car\x1b[31mRED") == 2
+    assert segment(photo, tmp_path / "o.png", method="\x1b[31m" * 1000) == 2
+    err = capsys.readouterr().err
+    assert "\x1b" not in err and err.count("\n") == 2 and len(err) < 2500
+    with pytest.raises(SystemExit):
+        cli.main(["segment", photo, "--classes", "a", "--out", "o.png", "\x1b[31m\n" * 1000])
+    err = capsys.readouterr().err
+    assert "\x1b" not in err and err.count("\n") == 1 and len(err) < 1200
+
+
+def test_the_photo_stays(photo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path(photo).read_bytes()
+    assert segment(photo, Path(photo)) == 2
+    assert "would replace" in capsys.readouterr().err and Path(photo).read_bytes() == before
+
+
+def test_the_destination_is_checked_before_the_model_loads(
+    photo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_load", lambda options: pytest.fail("the model was loaded"))
+    (tmp_path / "folder.png").mkdir()
+    for out in ("o.jpg", "folder.png", "photo.png/o.png"):
+        assert segment(photo, tmp_path / out) == 2
+
+
+def test_a_new_user_is_told_of_the_miniature(
+    photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["segment", photo, "--classes", "car, boat", "--out", str(tmp_path / "o.png")]
+    assert cli.main([*command, "--method", "colours"]) == 0
+    err = capsys.readouterr().err
+    assert "only the lab's" in err and "--profile paper" in err and err.count("\n") == 1
+    assert cli.main([*command, "--method", "colours", "--profile", "lab"]) == 0
+    assert cli.main([*command, "--method", "colours", "--clip", "folder"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("library", ["transformers", "diffusers", "pydensecrf"])
+def test_a_missing_library_is_one_line(
+    photo: str,
+    tmp_path: Path,
+    library: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def build(profile: str, **options: Any) -> Any:
+        raise ModuleNotFoundError(f"No module named {library!r}", name=f"{library}.models")
+
+    monkeypatch.setitem(METHODS, "colours", build)
+    assert segment(photo, tmp_path / "o.png") == 2
+    err = capsys.readouterr().err
+    assert f"{library} is not installed: pip install" in err and err.count("\n") == 1
+
+
+def test_what_is_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the repository (an installed wheel): what to do, in one line each."""
+    monkeypatch.setenv("OVSS_DATA", str(tmp_path))
+    assert cli.main(["list", "datasets"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("not here: the lab's images and models come with the repository") == 4
+    for dataset, said in [("lab-20", "set OVSS_DATA"), ("voc21", "give root= (--root)")]:
+        assert cli.main(["evaluate", "--method", "colours", "--dataset", dataset]) == 2
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1
 
 
 def test_a_reader_that_leaves_early() -> None:

@@ -122,7 +122,7 @@ def test_missing_split_and_vocabulary(
     with pytest.raises(DatasetError, match=r"no list .*train\.txt"):
         open_dataset("voc21", voc, split="train")
     monkeypatch.setenv("OVSS_DATA", str(tmp_path))
-    with pytest.raises(DatasetError, match="no vocabulary"):
+    with pytest.raises(DatasetError, match="no such vocabulary"):
         _ = open_dataset("voc21", voc).names
 
 
@@ -152,7 +152,7 @@ def damage(base: Path, kind: str) -> None:
     [
         ("mask is cut", r"mask .*2007_000001\.png is damaged"),
         ("mask is text", r"mask .*2007_000001\.png is damaged"),
-        ("mask is gone", r"no mask .*2007_000001\.png"),
+        ("mask is gone", r"no such mask: .*2007_000001\.png"),
         ("mask is a photo", r"2007_000001\.png is RGB"),
         ("mask has another size", r"2007_000001\.png is 5 x 4, its image"),
         ("mask holds an unknown label", r"2007_000001\.png holds the label 21, voc21 ends at 20"),

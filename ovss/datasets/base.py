@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .. import paths
-from ..errors import DatasetError
+from ..errors import UNPRINTABLE, DatasetError, VocabularyError, shorten
 from ..vocabulary import Vocabulary
 
 IntArray = NDArray[np.int64]
@@ -47,9 +50,52 @@ class Dataset(Protocol):
 
 
 def read_words(name: str) -> tuple[str, ...]:
-    """The names in `data/vocabularies/<name>.txt`, one a line."""
-    path = paths.data("vocabularies", f"{name}.txt")
-    if not path.is_file():
-        raise DatasetError(f"no vocabulary {path}")
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return tuple(line for line in lines if line)
+    """Read the class names of `data/vocabularies/<name>.txt`, one a line."""
+    return read_names(paths.data("vocabularies", f"{name}.txt"))
+
+
+def read_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Read a file of class names, one a line: UTF-8, or UTF-16 with a byte order mark.
+
+    Raises:
+        DatasetError: the file is missing, is no text, or a name is empty, repeated or unprintable;
+            the message names it.
+    """
+    lines = paths.read_lines(path, "vocabulary", DatasetError)
+    try:
+        return Vocabulary.of(lines).names
+    except VocabularyError as error:
+        raise DatasetError(f"the vocabulary {path}: {error}") from None
+
+
+def read_ids(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Read a list of image names, one a line; blanks within a name belong to it.
+
+    Raises:
+        DatasetError: the file is missing, is no text or holds no name; a name is listed twice or
+            leads out of the data set's folder.
+    """
+    found = paths.read_lines(path, "list", DatasetError)
+    if not found:
+        raise DatasetError(f"the list {path} names no image")
+    for one in found:
+        check_inside(one, f"the id '{shorten(one)}' of the list {path}")
+    if repeated := [one for one, times in Counter(found).items() if times > 1]:
+        raise DatasetError(
+            f"the list {path} names '{shorten(repeated[0])}' more than once: an image that is "
+            "counted twice changes the number and narrows its interval"
+        )
+    return found
+
+
+def check_inside(name: str, told: str) -> None:
+    """Refuse a name from which a path out of the data set's folder would be built.
+
+    Raises:
+        DatasetError: the name, called `told` in the message, is absolute, begins with a drive, has
+            an empty part or a part `.` or `..`, or holds a control character.
+    """
+    parts = re.split(r"[/\\]", name)
+    leaves = any(part in ("", ".", "..") for part in parts) or re.match("[A-Za-z]:", name)
+    if leaves or UNPRINTABLE.search(name):
+        raise DatasetError(f"{told} is no plain name below the data set's folder")

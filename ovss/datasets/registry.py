@@ -37,7 +37,8 @@ def open_dataset(
 
     Raises:
         UnknownNameError: no such benchmark; the message lists the known ones.
-        DatasetError: the folder is missing; the message shows the layout expected.
+        DatasetError: the folder is missing (the message shows the layout expected), or the
+            split's list cannot be used.
     """
     if name not in DATASETS:
         raise UnknownNameError.of("data set", name, DATASETS)
@@ -45,15 +46,22 @@ def open_dataset(
     dataset = VocDataset(name, _find_root(spec, root), split, spec)
     for folder in ("JPEGImages", spec.masks):
         if not (dataset.root / folder).is_dir():
-            raise DatasetError(f"no folder {dataset.root / folder}; {dataset.layout()}")
-    if not dataset.ids:
-        raise DatasetError(f"the split {split!r} of {name} is empty")
+            advice = "" if root is not None else _where_from(spec)
+            raise DatasetError(f"no folder {dataset.root / folder}; {advice}{dataset.layout()}")
+    len(dataset)  # a list that cannot be used shows here
     return dataset
+
+
+def _where_from(spec: Spec) -> str:
+    """What to do where no folder was named."""
+    if spec.home is None:
+        return "give root= (--root), the folder that it lies in; "
+    return f"{paths.FROM_THE_REPOSITORY}; "
 
 
 def _find_root(spec: Spec, root: str | os.PathLike[str] | None) -> Path:
     if root is not None:
-        base = Path(root).expanduser()
+        base = paths.expand(root)
     elif spec.home is not None:
         base = paths.data(spec.home)
     else:

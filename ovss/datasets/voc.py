@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from ..errors import DatasetError, ImageError
-from ..images import read_image
+from ..errors import DatasetError, ImageError, shorten
+from ..images import read_photo
 from ..labels import BACKGROUND, IGNORE
 from ..vocabulary import Vocabulary
-from .base import IntArray, Sample, read_words
+from .base import IntArray, Sample, check_inside, read_ids, read_words
+from .masks import read_mask
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,16 @@ class VocDataset:
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        """Image names without suffix, in the order of the split's list."""
+        """Image names without suffix, in the order of the split's list.
+
+        Raises:
+            DatasetError: as `read_ids`, or the split leads out of the data set's folder.
+        """
+        check_inside(self.split, f"the split '{shorten(self.split)}'")
         listing = self.root / "ImageSets" / "Segmentation" / f"{self.split}.txt"
-        if not listing.is_file():
+        if not listing.exists():
             raise DatasetError(f"no list {listing}; {self.layout()}")
-        found = tuple(listing.read_text().split())
-        if not found:
-            raise DatasetError(f"the list {listing} names no image")
-        return found
+        return read_ids(listing)
 
     def layout(self) -> str:
         """The folders this benchmark is read from, to show in an error."""
@@ -103,41 +105,24 @@ class VocDataset:
         image_path = self.root / "JPEGImages" / f"{name}.jpg"
         mask_path = self.root / self.spec.masks / f"{name}.png"
         try:
-            image = read_image(image_path)
+            photo = read_photo(image_path)
         except ImageError as error:
             raise DatasetError(str(error)) from None
-        target = self._target(mask_path)
-        if target.shape != (image.height, image.width):
-            size = f"{target.shape[1]} x {target.shape[0]}"
-            raise DatasetError(f"{mask_path} is {size}, its image {image.width} x {image.height}")
-        return Sample(name, image, target)
+        target = self._target(read_mask(mask_path, photo), mask_path)
+        return Sample(name, photo.image, target)
 
     def __iter__(self) -> Iterator[Sample]:
         """All samples in order."""
         return (self[index] for index in range(len(self)))
 
-    def _target(self, path: Path) -> IntArray:
-        values = _read_mask(path)
+    def _target(self, values: NDArray[np.uint8], path: Path) -> IntArray:
         table = np.full(256, IGNORE - 1, dtype=np.int64)  # IGNORE - 1: a value with no meaning
         table[1 : len(self.names) + 1] = np.arange(len(self.names))
         table[0], table[255] = self.spec.zero, IGNORE
-        target = table[values]
+        target = table[values]  # [H, W]
         if (target < IGNORE).any():
             wrong = int(values[target < IGNORE].max())
             raise DatasetError(
                 f"{path} holds the label {wrong}, {self.name} ends at {len(self.names)}"
             )
         return target
-
-
-def _read_mask(path: Path) -> NDArray[np.uint8]:
-    if not path.is_file():
-        raise DatasetError(f"no mask {path}")
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(f"the mask {path} is damaged: {error}") from None
-    if image.mode not in ("P", "L"):
-        raise DatasetError(f"the mask {path} is {image.mode}, not a palette or grey image")
-    return np.asarray(image)
