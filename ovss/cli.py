@@ -9,17 +9,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
 from .errors import LONGEST, MissingLibraryError, OvssError, printable, shorten
-from .paths import FROM_THE_REPOSITORY, atomic, data
+from .paths import FROM_THE_REPOSITORY, atomic, check_destination, data, read_lines
 
 LISTS = ("methods", "datasets", "checkpoints")
+MODEL = (
+    "device", "clip", "dino", "compensation", "itm", "crf", "variant", "dtype", "templates",
+)  # fmt: skip
 DATASET_HELP = "a name of `ovss list datasets`"
 LAB_NOTE = (
     "ovss: note: the miniature models know only the lab's drawn world; for photographs give "
@@ -106,10 +112,24 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--split", default="val")
     parser.add_argument("--limit", type=int, help="use this many images, drawn by the seed")
     parser.add_argument("--resume", metavar="FOLDER", help="keep counts here; rerun to go on")
+    parser.add_argument(
+        "--restart", action="store_true", help="begin anew where --resume holds another evaluation"
+    )
     parser.add_argument("--batch", type=int, default=8, help="images at once (default 8)")
     parser.add_argument("--workers", type=int, default=0, help="threads that read ahead")
     parser.add_argument("--seed", type=int, default=0)
     _add_classes(parser, "all", "query all classes, or those each image holds")
+    parser.add_argument(
+        "--vocabulary",
+        metavar="FILE",
+        help='other words for the classes, in their order, one class a line: "person, man"',
+    )
+    parser.add_argument(
+        "--no-settings",
+        dest="settings",
+        action="store_false",
+        help="leave out the method's own settings for this benchmark",
+    )
     parser.add_argument("--out", metavar="CSV", help="add the numbers to this results file")
     _add_model(parser)
 
@@ -149,6 +169,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-crf", dest="crf", action="store_false", default=None, help="of pnp-ovss: no dense CRF"
     )
+    parser.add_argument("--variant", help="of cliper and pnp-ovss: paper, official ...")
+    parser.add_argument("--dtype", help="float32 (default), float16, bfloat16")
+    parser.add_argument("--templates", help="of the prompts: plain, openai, or a file of lines")
 
 
 def _add_classes(parser: argparse.ArgumentParser, default: str, summary: str) -> None:
@@ -199,24 +222,30 @@ def evaluate(*arguments: Any, **options: Any) -> Any:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from .datasets import open_dataset
+    from .evaluation.counting import check_options
+    from .evaluation.journal import check_folder
     from .reporting import results
 
+    check_options(options.seed, options.batch, options.workers, options.limit)
+    if options.resume:
+        check_folder(options.resume)
+    if options.out:
+        results.check_results_file(options.out)
     data = open_dataset(options.dataset, options.root, options.split)
+    vocabulary = _vocabulary(options.vocabulary, data)
     classes = _classes(options, data)
     result = evaluate(
         _load(options),
         data,
         limit=options.limit,
         resume=options.resume,
+        restart=options.restart,
         seed=options.seed,
         classes=classes,
+        vocabulary=vocabulary,
         batch=options.batch,
         workers=options.workers,
     )
-    if options.out:
-        results.write(
-            options.out, results.rows_of(result, "command line", options.method, options.profile)
-        )
     for name, iou in result.per_class.items():
         print(f"{name:24} {iou:6.2f}")
     low, high = result.interval
@@ -226,6 +255,45 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     if hasattr(classes, "bill"):
         print(classes.bill)
+    if options.out:  # last: whatever becomes of the file, the numbers are told
+        rows = results.rows_of(result, "command line", row_name(options), options.profile)
+        results.write(options.out, rows, apart=("checkpoint", "profile", "images"))
+
+
+def row_name(options: argparse.Namespace) -> str:
+    """What tells an evaluation from others of the command line: its method and what was given.
+
+    "cliper", "cliper compensation=sd limit=20 seed=0": the same words make the same row.
+    """
+    given = {name: getattr(options, name) for name in (*MODEL, "vocabulary")}
+    told = {name: value for name, value in given.items() if value is not None and name != "device"}
+    told |= {"classes": options.classes} if options.classes.endswith(".json") else {}
+    told |= {} if options.settings else {"settings": "none"}
+    told |= {} if options.split == "val" else {"split": options.split}
+    told |= {} if options.limit is None else {"limit": options.limit, "seed": options.seed}
+    words = [f"{name}={_short(value)}" for name, value in told.items()]
+    return " ".join([options.method, *words])
+
+
+def _short(value: Any) -> str:
+    """A value in a row's name; a file by its name and the hash of its content."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    path = Path(text).expanduser()
+    if path.is_file():
+        return f"{path.name}@{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+    return path.name if path.is_dir() else text
+
+
+def _vocabulary(path: str | None, data: Any) -> Any:
+    """The words in a file, a class and its synonyms a line; None without a file."""
+    from .evaluation.counting import fitting
+    from .vocabulary import Vocabulary
+
+    if path is None:
+        return None
+    lines = read_lines(path, "vocabulary")
+    words = Vocabulary.of([[word.strip() for word in line.split(",")] for line in lines])
+    return fitting(replace(words, background=data.vocabulary.background), data)
 
 
 def _classes(options: argparse.Namespace, data: Any) -> Any:
@@ -238,15 +306,22 @@ def _classes(options: argparse.Namespace, data: Any) -> Any:
 
 
 def _search(options: argparse.Namespace) -> None:
-    from . import load
     from .datasets import open_dataset
-    from .methods.pnp_search import examples_of, search
+    from .evaluation.counting import check_options
+    from .evaluation.journal import check_folder
+    from .methods.pnp_search import check_search, examples_of, search
     from .taggers import find_clip, find_tagger
 
+    check_options(limit=options.limit)
+    check_search(options.iterations, options.groups, options.workers, options.seed)
+    if options.resume:
+        check_folder(options.resume)
+    if options.out:
+        _check_table(options.out)
     data = open_dataset(options.dataset, options.root, options.split)
     tagger = find_tagger(options.classes, data, options.profile, options.device)
-    given = {name: getattr(options, name) for name in ("device", "itm") if getattr(options, name)}
-    method: Any = load("pnp-ovss", options.profile, crf=False, **given).method
+    options.method, options.crf, options.settings = "pnp-ovss", False, True
+    method: Any = _build(options)[0].method
     found = search(
         method,
         find_clip(options.profile, options.device),
@@ -258,12 +333,28 @@ def _search(options: argparse.Namespace) -> None:
         workers=options.workers,
     )
     table = found.table()
-    if options.out:
-        with atomic(options.out) as file:
-            file.write(table.to_csv(index=False).encode())
     print(table.head(10).to_string(index=False))
     best = ", ".join(f"{name}={value}" for name, value in found.options.items())
     print(f"best: {best} (layers and heads from 0), {found.best.reward} of {found.max_reward}")
+    if options.out:
+        with atomic(options.out) as file:
+            file.write(table.to_csv(index=False).encode())
+
+
+def _check_table(path: str) -> None:
+    """Refuse to write trials over a file that holds none."""
+    from .methods.pnp_search import SEARCHED
+
+    target = Path(path)
+    head = ",".join(SEARCHED).encode()
+    if target.exists() and not (target.is_file() and _begins(target, head)):
+        raise OvssError(f"{path} is no table of trials: it would be replaced; choose another name")
+    check_destination(target)
+
+
+def _begins(path: Path, content: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(content)) == content
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -304,12 +395,55 @@ def _summary(builder: Any) -> str:
 
 
 def _load(options: argparse.Namespace) -> Any:
-    from . import load
+    """The segmenter that the options say; stderr tells which settings an evaluation uses."""
+    segmenter, why = _build(options)
+    dataset = getattr(options, "dataset", None)
+    if dataset is not None:
+        print(f"ovss: {_settings(segmenter, dataset, why)}", file=sys.stderr)
+    return segmenter
 
-    names = ("device", "clip", "dino", "compensation", "itm", "crf")
-    given = {name: getattr(options, name) for name in names}
+
+def _build(options: argparse.Namespace) -> tuple[Any, str]:
+    """The segmenter, and why it is without the method's settings for the data set ("" if not)."""
+    from . import load
+    from .methods.builders import NoSettingsError
+
+    profile = options.profile or "lab"
+    given = {name: getattr(options, name, None) for name in MODEL}
     chosen = {name: value for name, value in given.items() if value is not None}
-    return load(options.method, options.profile or "lab", **chosen)
+    if "templates" in chosen and Path(chosen["templates"]).is_file():
+        chosen["templates"] = read_lines(chosen["templates"], "list of templates")
+    dataset = getattr(options, "dataset", None)
+    why = "" if dataset is None or options.settings else "--no-settings"
+    if dataset is not None and not why:
+        try:
+            return load(options.method, profile, dataset=dataset, **chosen), ""
+        except NoSettingsError as error:
+            why = str(error)
+    return load(options.method, profile, **chosen), why
+
+
+def _settings(segmenter: Any, dataset: str, why: str) -> str:
+    """Which settings an evaluation uses, in one line."""
+    from .datasets import DATASETS
+    from .decide import Argmax
+    from .labels import BACKGROUND
+
+    method = segmenter.method
+    options = fields(method) if is_dataclass(method) else ()
+    values = [(field.name, getattr(method, field.name), field.default) for field in options]
+    changed = [f"{name}={value!r}" for name, value, usual in values if _differs(value, usual)]
+    used = ", ".join([*changed, f"decision={segmenter.decision!r}"])
+    wanted = DATASETS[dataset].zero == BACKGROUND
+    never = isinstance(segmenter.decision, Argmax) and not method.predicts_background
+    note = "; argmax never predicts background, which is a class here" if wanted and never else ""
+    whose = f"no settings for {dataset} ({why})" if why else f"its settings for {dataset}"
+    return f"{method.name} with {whose}: {used}{note}"
+
+
+def _differs(value: Any, usual: Any) -> bool:
+    """Whether an option that a line can hold has another value than the paper's."""
+    return isinstance(value, bool | int | float | str | None) and value != usual
 
 
 def _explain(error: OSError) -> str:

@@ -128,9 +128,10 @@ def decide(
     for start in range(0, len(scores), step):
         chunk = slice(start, start + step)
         maps = rule.transform(upsample(scores[chunk], size), image_scores[chunk])
-        value, winner = maps.max(0)
-        index = torch.where(value > best, winner + start, index)
-        best = torch.maximum(best, value)
+        value, winner = maps.max(0)  # NaN is more than any number, here as in `max`
+        better = (value > best) | (value.isnan() & ~best.isnan())
+        index = torch.where(better, winner + start, index)
+        best = torch.where(better, value, best)
     return rule.finalise(best, index)
 
 

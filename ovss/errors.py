@@ -76,6 +76,29 @@ class CheckpointError(OvssError, RuntimeError):
     """A checkpoint is missing, damaged or of another architecture."""
 
 
+class ScoreError(OvssError, ArithmeticError):
+    """A method's scores are NaN or infinite, so that no label can be made of them.
+
+    Attributes:
+        index: which of the images that were given.
+    """
+
+    def __init__(
+        self, method: str, index: int, checkpoints: Iterable[str], image: str = ""
+    ) -> None:
+        self.method, self.index, self.checkpoints = method, index, tuple(checkpoints)
+        place = f"the image {image}" if image else f"image {index + 1} of those given"
+        super().__init__(
+            f"{method} gives NaN or infinite scores for {place} "
+            f"(networks: {', '.join(self.checkpoints) or 'none'}): the weights may be damaged, or "
+            "the dtype too narrow (try float32)"
+        )
+
+    def of(self, image: str) -> ScoreError:
+        """The same error with the image's name."""
+        return ScoreError(self.method, self.index, self.checkpoints, image)
+
+
 class DatasetError(OvssError, FileNotFoundError):
     """A benchmark's folder or one of its files is missing or damaged."""
 

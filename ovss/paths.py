@@ -205,6 +205,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     finally:
         if fcntl is not None:
             os.close(holder)
+    sync_folder(target.parent)
 
 
 @contextmanager
@@ -233,6 +234,20 @@ def atomic_folder(folder: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's list of names to the disk: a new file survives a power loss only then."""
+    if os.name != "posix":
+        return  # folders cannot be opened elsewhere
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network disks know no such thing, and need none
+    finally:
+        os.close(descriptor)
 
 
 def _open_temporary(folder: Path) -> tuple[Path, int]:

@@ -4,38 +4,62 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import enum
 import functools
+import hashlib
+import math
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
+import numpy as np
 import torch
 
 from . import paths
 from .backbones.devices import precision
 
 
-def describe(part: Any) -> Any:
-    """What a method, rule or backbone is, as JSON values: class names, options, checkpoints.
+def describe(part: Any, tell: Callable[[Any], Mapping[str, Any]] | None = None) -> Any:
+    """Describe a method, rule or backbone as JSON values: class names, options, checkpoints.
 
-    Of a dataclass the fields that its repr shows; of other objects `checkpoint`, `device` and
-    `dtype` if they have them.
+    Tensors and arrays are told by shape and SHA-256, numbers that JSON does not know by name.
+
+    Args:
+        tell: the attributes that describe an object; by default `attributes`.
     """
+    inner = functools.partial(describe, tell=tell)
+    if isinstance(part, np.generic):
+        part = part.item()
+    if isinstance(part, float) and not math.isfinite(part):
+        return str(part)  # NaN equals nothing, not even itself
     if part is None or isinstance(part, bool | int | float | str):
         return part
+    if isinstance(part, torch.Tensor | np.ndarray):
+        return _of_array(part)
+    if isinstance(part, bytes):
+        return hashlib.sha256(part).hexdigest()[:16]
     if isinstance(part, list | tuple):
-        return [describe(one) for one in part]
+        return [inner(one) for one in part]
+    if isinstance(part, Set):
+        return sorted(map(inner, part), key=repr)
     if isinstance(part, Mapping):
-        return {str(key): describe(value) for key, value in part.items()}
-    if isinstance(part, torch.dtype | torch.device | os.PathLike):
+        return {str(key): inner(value) for key, value in part.items()}
+    if isinstance(part, torch.dtype | torch.device | os.PathLike | enum.Enum | complex | range):
         return str(part)
+    values = {name: inner(value) for name, value in (tell or attributes)(part).items()}
+    return {"class": getattr(part, "__qualname__", type(part).__qualname__), **values}
+
+
+def attributes(part: Any) -> dict[str, Any]:
+    """What tells an object: `checkpoint`, `device`, `dtype`, and the fields that its repr shows."""
     names = [name for name in ("checkpoint", "device", "dtype") if hasattr(part, name)]
     if dataclasses.is_dataclass(part):
         names += [field.name for field in dataclasses.fields(part) if field.repr]
-    values = {name: describe(getattr(part, name)) for name in names}
-    return {"class": getattr(part, "__qualname__", type(part).__qualname__), **values}
+    elif isinstance(part, functools.partial):
+        names += ["func", "args", "keywords"]
+    return {name: getattr(part, name) for name in names}
 
 
 def find(description: Any, key: str) -> list[str]:
@@ -77,6 +101,8 @@ def version() -> str:
 def commit() -> str:
     """The commit of the repository, with "+" if the code differs from it; "unknown" without git."""
     try:
+        if not os.path.samefile(_git("rev-parse", "--show-toplevel"), paths.root()):
+            return "unknown"  # the package is installed somewhere below another repository
         head = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--", "ovss", "notebooks")
         return head + ("+" if changed else "")
@@ -87,6 +113,14 @@ def commit() -> str:
 def today() -> str:
     """The day in UTC, such as "2026-01-31"."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def _of_array(values: torch.Tensor | np.ndarray[Any, Any]) -> dict[str, Any]:
+    """The shape and hash of a tensor's or array's values."""
+    tensor = values.detach().cpu() if isinstance(values, torch.Tensor) else torch.tensor(values)
+    raw = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    digest = hashlib.sha256(str(tensor.dtype).encode() + raw).hexdigest()
+    return {"class": "Tensor", "shape": list(tensor.shape), "sha256": digest[:16]}
 
 
 def _git(*words: str) -> str:

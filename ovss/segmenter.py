@@ -11,26 +11,75 @@ from PIL import Image
 from torch import Tensor
 
 from .decide import Argmax, Rule, decide
-from .errors import VocabularyError
+from .errors import OvssError, ScoreError, VocabularyError
 from .images import read_image
 from .labels import BACKGROUND
+from .provenance import describe, find
 from .segmentation import Segmentation
 from .vocabulary import Vocabulary
 
 
-class Method(Protocol):
+class Method:
     """What a paper's file provides: score maps on the method's own grid.
 
-    A method may have `refiners` of its own; they run before the segmenter's. One whose images
-    each have words of their own may have `score_each(images, vocabularies)` for a batch of them.
+    A method is a subclass; it has a `name` and `score`. The rest is what most methods do, to be
+    replaced where a paper does otherwise.
     """
 
+    name: str
+
     @property
-    def name(self) -> str: ...
+    def depends_on_batch(self) -> bool:
+        """Whether an image's scores depend on the images beside it, the last digits apart."""
+        return False
+
+    @property
+    def may_be_nan(self) -> bool:
+        """Whether its refiners give NaN on purpose, as some authors' code does."""
+        return False
+
+    @property
+    def predicts_background(self) -> bool:
+        """Whether it has a map of the background, which competes with the classes."""
+        return False
+
+    @property
+    def speed_options(self) -> tuple[str, ...]:
+        """Names of the options that change its speed alone, not its counts."""
+        return ()
+
+    @property
+    def refiners(self) -> tuple[Refiner, ...]:
+        """Refiners of its own, which run before the segmenter's."""
+        return ()
 
     def score(self, images: Sequence[Image.Image], vocabulary: Vocabulary) -> list[Tensor]:
-        """One [K, h, w] per image; any mixture of image sizes."""
-        ...
+        """Score maps [K, h, w], one for each RGB image; any mixture of image sizes."""
+        raise NotImplementedError
+
+    def score_each(
+        self, images: Sequence[Image.Image], vocabularies: Sequence[Vocabulary]
+    ) -> list[Tensor]:
+        """As `score`, of images with words of their own."""
+        pairs = zip(images, vocabularies, strict=True)
+        return [self.score([image], words)[0] for image, words in pairs]
+
+    def image_scores(self, coarse: Tensor, refined: Tensor) -> Tensor:
+        """One score per class [K], whether it is in the image at all.
+
+        As CLIPer's Table 2 has it: the maximum of its map, the mean of the coarse map's and the
+        refined one's, which must therefore be of one kind.
+
+        Args:
+            coarse: what `score` gave, [K, h, w].
+            refined: the maps after all refiners, without a background's, [K, h', w'].
+        """
+        return 0.5 * refined.amax((1, 2)) + 0.5 * coarse.amax((1, 2))  # [K]
+
+    def relabel(self, labels: Tensor, classes: Sequence[int]) -> Tensor:
+        """Labels of an image asked for some `classes` of a data set -> the data set's labels."""
+        lookup = torch.tensor([*classes, BACKGROUND], device=labels.device)
+        return lookup[labels]  # [H, W]; the last one, at -1, is the background
 
 
 class Refiner(Protocol):
@@ -50,11 +99,18 @@ class Segmenter:
         method: gives the score maps.
         refiners: applied one after another to the images' maps.
         decision: turns the maps, upsampled to the image's size, into labels.
+
+    Raises:
+        OvssError: `method` is none.
     """
 
     method: Method
     refiners: tuple[Refiner, ...] = field(default=())
     decision: Rule = field(default_factory=Argmax)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, Method):
+            raise OvssError(f"a method is a subclass of ovss.segmenter.Method, not {self.method!r}")
 
     @overload
     def __call__(self, image: list[Any] | tuple[Any, ...], classes: Any) -> list[Segmentation]: ...
@@ -82,8 +138,11 @@ class Segmenter:
         with torch.no_grad():  # a method that needs gradients enables them itself
             coarse = self._score(images, words) if images else []
             refined = coarse
-            for refine in (*getattr(self.method, "refiners", ()), *self.refiners):
+            self._check_finite(coarse)
+            for refine in (*self.method.refiners, *self.refiners):
                 refined = refine(refined, images)
+            if not self.method.may_be_nan:
+                self._check_finite(refined)
             return [
                 self._finish(*of_image)
                 for of_image in zip(refined, coarse, images, words, strict=True)
@@ -92,21 +151,21 @@ class Segmenter:
     def _score(self, images: list[Image.Image], words: list[Vocabulary]) -> list[Tensor]:
         if all(one is words[0] for one in words):
             return self.method.score(images, words[0])
-        if hasattr(self.method, "score_each"):
-            return self.method.score_each(images, words)
-        pairs = zip(images, words, strict=True)
-        return [self.method.score([image], own)[0] for image, own in pairs]
+        return self.method.score_each(images, words)
+
+    def _check_finite(self, maps: Sequence[Tensor]) -> None:
+        """No label is made of NaN or infinite scores: they would look like any other."""
+        for index, scores in enumerate(maps):
+            if not torch.isfinite(scores).all():
+                raise ScoreError(self.method.name, index, find(describe(self), "checkpoint"))
 
     def _finish(
         self, scores: Tensor, coarse: Tensor, image: Image.Image, vocabulary: Vocabulary
     ) -> Segmentation:
-        background = len(scores) - len(
-            vocabulary
-        )  # 1 if it has a map of its own, before the others
+        background = len(scores) - len(vocabulary)  # 1: it has a map of its own, the first
         size = (image.height, image.width)
-        classes = scores[background:]
-        # CLIPer, Table 2: a class's image score is its maximum, the mean of coarse and refined.
-        image_scores = 0.5 * classes.amax((1, 2)) + 0.5 * coarse.amax((1, 2))
+        classes = scores[background:]  # [K, h, w]
+        image_scores = self.method.image_scores(coarse, classes)
         if background:
             labels = (decide(self.decision, scores, size) - 1).clamp_min(BACKGROUND)
         else:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from ovss import __version__, cli
+from ovss import __version__, cli, paths
+from ovss.datasets import open_dataset
+from ovss.datasets.base import read_words
+from ovss.decide import Argmax, Threshold
 from ovss.methods import METHODS
+from ovss.methods.builders import NoSettingsError
 from ovss.reporting import results
 from test_evaluate import environment
 from toys import colour_of, toy_segmenter
@@ -59,9 +67,132 @@ def test_evaluate(voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "on 6 images of voc21 (mmseg)" in out[-1]
     frame = results.read(tmp_path / "r.csv")
     assert f"mIoU {frame['value'][0]:.2f}" in out[-1]
-    assert frame["row"].tolist() == ["colours", "colours"]
+    assert frame["row"].tolist() == ["colours limit=6 seed=0"] * 2
     assert cli.main([*command, "--seed", "1"]) == 2
     assert "choose another resume folder" in capsys.readouterr().err
+    assert cli.main([*command, "--seed", "1", "--restart"]) == 0
+    assert len(results.read(tmp_path / "r.csv")) == 4
+
+
+def evaluate(voc: Path, *more: str, method: str = "colours") -> int:
+    command = ["evaluate", "--method", method, "--dataset", "voc21", "--root", str(voc)]
+    return cli.main([*command, *more])
+
+
+def test_no_row_takes_the_place_of_another(
+    voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command again is the same row; whatever else was measured is one more."""
+    names = read_words("voc21")
+    (tmp_path / "words.txt").write_text("\n".join(f"{name}, {name}s" for name in names))
+    (tmp_path / "answers.json").write_text(
+        json.dumps({name: "[1: aeroplane], [90%]" for name in open_dataset("voc21", voc).ids})
+    )
+    runs: list[list[str]] = [
+        [], ["--limit", "3"], ["--limit", "3", "--seed", "1"], ["--no-settings"],
+        ["--vocabulary", str(tmp_path / "words.txt")], ["--templates", "plain"],
+        ["--classes", str(tmp_path / "answers.json")], ["--classes", "image"], ["--no-crf"],
+        ["--profile", "smoke"], [],
+    ]  # fmt: skip
+    out = str(tmp_path / "r.csv")
+    for more in runs:
+        assert evaluate(voc, "--out", out, *more) == 0, capsys.readouterr().err
+    frame = results.read(out).query("metric == 'mIoU'")
+    assert len(frame) == len(runs) - 1
+    assert frame["row"].iloc[0] == "colours"
+    assert any(name.startswith("colours vocabulary=words.txt@") for name in frame["row"])
+
+
+def test_a_benchmark_comes_with_its_settings(
+    voc: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `load(..., dataset=)` takes; where there is none, a line says what that means."""
+    asked: list[Any] = []
+
+    def build(profile: str, **options: Any) -> tuple[Any, Any]:
+        asked.append(options.get("dataset"))
+        if options.get("dataset") == "voc20":
+            raise NoSettingsError("nothing is known")
+        return toy_segmenter().method, Threshold(0.5) if "dataset" in options else Argmax()
+
+    monkeypatch.setitem(METHODS, "colours", build)
+    assert evaluate(voc, "--limit", "1") == 0
+    told = capsys.readouterr().err
+    assert "with its settings for voc21: decision=Threshold(tau=0.5)" in told
+    assert evaluate(voc, "--limit", "1", "--no-settings") == 0
+    told = capsys.readouterr().err
+    assert "no settings for voc21 (--no-settings)" in told
+    assert "argmax never predicts background" in told
+    assert evaluate(voc, "--limit", "1", "--dataset", "voc20") == 0
+    told = capsys.readouterr().err
+    assert "no settings for voc20 (nothing is known)" in told and "never predicts" not in told
+    assert asked == ["voc21", None, "voc20", None]
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (["--seed", "-1"], "seed must be a whole number"),
+        (["--seed", str(2**70)], "seed must be a whole number"),
+        (["--workers", "-1"], "workers"),
+        (["--batch", "0"], "batch"),
+        (["--limit", "0"], "limit"),
+        (["--out", "{here}/other.csv"], "no results file"),
+        (["--out", "{here}"], "folder"),
+        (["--out", "{here}/other.csv/r.csv"], "cannot write"),
+        (["--resume", "{here}/other.csv"], "is a file"),
+        (["--vocabulary", "{here}/few.txt"], "has 1 classes, voc21 has 20"),
+        (["--vocabulary", "{here}/none.txt"], "none.txt"),
+    ],
+)
+def test_options_are_checked_before_the_work(
+    voc: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    wrong: list[str],
+    said: str,
+) -> None:
+    def never(options: Any) -> Any:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(cli, "_load", never)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "few.txt").write_text("cat\n")
+    assert evaluate(voc, *(word.format(here=tmp_path) for word in wrong)) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+    assert (tmp_path / "other.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_numbers_are_told_whatever_becomes_of_the_file(
+    voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(results, "write", full)
+    assert evaluate(voc, "--out", str(tmp_path / "r.csv")) == 2
+    printed = capsys.readouterr()
+    assert "mIoU" in printed.out and "the disk is full" in printed.err
+
+
+def test_scores_that_are_no_numbers_are_one_line(
+    voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights that are NaN make a plausible picture otherwise, and a number."""
+    folder = tmp_path / "nan"
+    shutil.copytree(paths.data("lab", "zoo", "clip"), folder)
+    (folder / "card.json").unlink()
+    weights = load_file(folder / "model.safetensors")
+    weights["visual.proj"][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors")
+    for more in (["--method", "maskclip"], ["--method", "cliper"]):
+        out = str(tmp_path / "r.csv")
+        assert evaluate(voc, *more, "--limit", "1", "--clip", str(folder), "--out", out) == 2
+        printed = capsys.readouterr()
+        assert "NaN" in printed.err.splitlines()[-1] and "mIoU" not in printed.out
+        assert not Path(out).exists()
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:

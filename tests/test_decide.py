@@ -123,3 +123,14 @@ def test_permuting_classes_permutes_labels(order: list[int], rule: Rule, seed: i
 def test_rules_are_plain_values(rule: Rule) -> None:
     assert isinstance(rule, PerClassRule)
     assert pickle.loads(pickle.dumps(rule)) == rule
+
+
+def test_nan_wins_in_chunks_as_in_one_piece() -> None:
+    """As where a class's map became NaN by an accident of the authors' code."""
+    maps = torch.rand(7, 4, 5, generator=torch.Generator().manual_seed(0))
+    maps[3, 1] = maps[5, 1, 2:] = maps[6] = torch.nan
+    for rule in (Argmax(), Threshold(0.5)):
+        whole = decide(rule, maps, (4, 5))
+        assert whole[1].eq(3).all() and whole[0].eq(6).all()
+        for classes in (1, 2, 3, 5):
+            assert torch.equal(decide(rule, maps, (4, 5), chunk_values=20 * classes), whole)

@@ -6,10 +6,12 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ from conftest import REPOSITORY
 from ovss import Result, Segmenter, Vocabulary
 from ovss.datasets import Sample, VocDataset, open_dataset
 from ovss.decide import Threshold
-from ovss.errors import DatasetError, OvssError
-from ovss.evaluation import metrics
+from ovss.errors import DatasetError, OvssError, ScoreError
+from ovss.evaluation import fingerprint, metrics
 from ovss.evaluation.journal import ResumeError, open_journal
 from ovss.labels import BACKGROUND
 from ovss.provenance import describe, find
@@ -159,8 +161,17 @@ def test_other_words_for_the_same_classes(voc: Path, segmenter: Segmenter, whole
 
 
 def test_arguments_are_checked(voc: Path, segmenter: Segmenter) -> None:
-    with pytest.raises(OvssError, match="batch"):
-        run(segmenter, voc, batch=0)
+    wrong: dict[str, tuple[Any, ...]] = {
+        "batch": (0, -1, 2.5, True),
+        "seed": (-1, 2**63, 0.5, "0"),
+        "workers": (-1,),
+        "limit": (0, 1.5),
+        "bootstrap": (0,),
+    }
+    for option, values in wrong.items():
+        for value in values:
+            with pytest.raises(OvssError, match=f"{option} must be a whole number.*got"):
+                run(segmenter, voc, **{option: value})
     with pytest.raises(OvssError, match="classes"):
         run(segmenter, voc, classes="some")
 
@@ -255,6 +266,260 @@ def test_a_strange_file_is_not_overwritten(voc: Path, segmenter: Segmenter, tmp_
     with pytest.raises(ResumeError, match="not a journal"):
         run(segmenter, voc, resume=tmp_path)
     assert (tmp_path / "journal.jsonl").read_text().startswith("my diary")
+
+
+def restarted(voc: Path, folder: Path, segmenter: Segmenter, **options: Any) -> Result:
+    """The same folder and images, some of them counted before."""
+    return run(segmenter, voc, resume=folder, limit=6, batch=2, **options)
+
+
+def test_what_does_not_change_counts_may_change(voc: Path, tmp_path: Path) -> None:
+    """Device, workers and images at once; and the data set lies on another disk now."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Placed(ColourMethod):
+        device: str = "cpu"
+        batch: int = 8
+        together: bool = False
+
+        @property
+        def depends_on_batch(self) -> bool:
+            return self.together
+
+        @property
+        def speed_options(self) -> tuple[str, ...]:
+            return () if self.together else ("batch",)
+
+    def placed(**options: Any) -> Segmenter:
+        return Segmenter(Placed(**options), decision=Threshold(0.2))
+
+    first = restarted(voc, tmp_path / "run", placed())
+    shutil.copytree(voc, tmp_path / "copy")
+    more = {"batch": 5, "workers": 2}
+    moved = placed(device="cuda:1", batch=1)
+    again = run(moved, tmp_path / "copy", resume=tmp_path / "run", limit=6, **more)
+    assert same(again, first)
+    restarted(voc, tmp_path / "together", placed(together=True))
+    with pytest.raises(ResumeError, match=r"segmenter\.method\.batch: 8 there, 1 now"):
+        restarted(voc, tmp_path / "together", placed(together=True, batch=1))
+    with pytest.raises(ResumeError, match="batch: 2 there, 3 now"):
+        run(placed(together=True), voc, resume=tmp_path / "together", limit=6, batch=3)
+
+
+def test_other_data_are_refused(voc: Path, segmenter: Segmenter, tmp_path: Path) -> None:
+    """A mask that was drawn anew, of the same size and on the same day."""
+    root = tmp_path / "voc"
+    shutil.copytree(voc, root)
+    first = restarted(root, tmp_path / "run", segmenter)
+    masks = root / "VOCdevkit" / "VOC2012" / "SegmentationClass"
+    mask = masks / f"{first.ids[2]}.png"
+    before, stat = mask.read_bytes(), mask.stat()
+    content = bytearray(before)
+    content[-20] ^= 1
+    mask.write_bytes(content)
+    os.utime(mask, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(ResumeError, match=r"\(data: \w+ there, \w+ now\)"):
+        restarted(root, tmp_path / "run", segmenter)
+    mask.write_bytes(before)
+    assert same(restarted(root, tmp_path / "run", segmenter), first)
+    mask.unlink()
+    with pytest.raises(DatasetError, match=mask.name):
+        restarted(root, tmp_path / "run", segmenter)
+
+
+def test_data_without_files_are_told_by_their_pixels() -> None:
+    class Changed(Empty):
+        def __getitem__(self, index: int) -> Sample:
+            sample = super().__getitem__(index)
+            sample.image.putpixel((0, 0), (0, 0, 1))
+            return sample
+
+    assert fingerprint.content(Empty(), [0]) == fingerprint.content(Empty(), [0])
+    assert fingerprint.content(Empty(), [0]) != fingerprint.content(Changed(), [0])
+
+
+def test_counted_anew_if_asked(voc: Path, segmenter: Segmenter, tmp_path: Path) -> None:
+    other = toy_segmenter(0.6)
+    first, second = restarted(voc, tmp_path, segmenter), run(other, voc, limit=6, batch=2)
+    with pytest.raises(ResumeError, match="restart=True"):
+        restarted(voc, tmp_path, other)
+    assert same(restarted(voc, tmp_path, other, restart=True), second)
+    assert not same(first, second) and len(list(tmp_path.glob("journal-*.jsonl"))) == 1
+    Fragile.left = 0  # equal ones go on
+    same_one = Segmenter(Fragile(), decision=Threshold(0.2))
+    Fragile.left = 100
+    whole = restarted(voc, tmp_path / "f", same_one)
+    Fragile.left = 0
+    assert same(restarted(voc, tmp_path / "f", same_one, restart=True), whole)
+
+
+def closing_over(tau: float) -> Any:
+    def rule(scores: torch.Tensor, image_scores: Any = None) -> torch.Tensor:
+        best, index = scores.max(0)
+        return index.masked_fill(best < tau, BACKGROUND)
+
+    return rule
+
+
+def test_code_and_values_of_a_notebook_are_options_too(voc: Path, tmp_path: Path) -> None:
+    first, other = (Segmenter(ColourMethod(), decision=closing_over(tau)) for tau in (0.2, 0.7))
+    restarted(voc, tmp_path, first)
+    with pytest.raises(ResumeError, match=r"segmenter\.decision\.code"):
+        restarted(voc, tmp_path, other)
+    cells = ("x + 1", "x + 2", "x + 1  # a remark")
+    found = []
+    for cell in cells:
+        space: dict[str, Any] = {"__name__": "__main__"}
+        exec(f"class Mine:\n    def f(self, x): return {cell}", space)
+        found.append(fingerprint.identity(space["Mine"]()))
+    assert found[0] == found[2] != found[1]
+    assert "code" not in fingerprint.identity(Threshold(0.2))
+
+
+def test_tensors_are_told_by_their_values() -> None:
+    zeros, ones = (
+        fingerprint.identity({"noise": make(2, 3)}) for make in (torch.zeros, torch.ones)
+    )
+    assert zeros != ones and zeros == fingerprint.identity({"noise": torch.zeros(2, 3)})
+    assert zeros != fingerprint.identity({"noise": torch.zeros(3, 2)})
+    array = fingerprint.identity(np.arange(3.0))
+    assert array == fingerprint.identity(np.arange(3.0)) != fingerprint.identity(np.arange(4.0))
+    nan = fingerprint.identity(float("nan"))
+    assert nan == fingerprint.identity(np.float32("nan")) and json.loads(json.dumps(nan)) == nan
+
+
+PROGRAM = """
+import sys
+import ovss
+from toys import toy_segmenter
+found = ovss.evaluate(toy_segmenter(), "voc21", root=sys.argv[1], resume=sys.argv[2] or None,
+                      limit=8, batch=2, progress=False)
+print(f"{found.miou:.2f} on {found.images}")
+"""
+
+
+@pytest.mark.slow
+def test_two_programs_do_not_count_together(voc: Path, tmp_path: Path) -> None:
+    """One half counted by this program, then a line of it changed: two numbers once became one."""
+    for part in ("ovss", "tests", "data/vocabularies"):
+        shutil.copytree(REPOSITORY / part, tmp_path / "other" / part)
+    decide = tmp_path / "other" / "ovss" / "decide.py"
+    decide.write_text(decide.read_text().replace("index.masked_fill(best <", "0 * index - (best <"))
+
+    def program(home: Path, resume: str) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([str(home), str(home / "tests")])
+        command = [sys.executable, "-c", PROGRAM, str(voc), resume]
+        more = {"env": {**environment(), "PYTHONPATH": path}, "cwd": tmp_path}
+        return subprocess.run(command, capture_output=True, text=True, **more)  # type: ignore[call-overload]
+
+    folder = tmp_path / "run"
+    ours = program(REPOSITORY, str(folder))
+    theirs = program(tmp_path / "other", "")
+    assert ours.returncode == theirs.returncode == 0, ours.stderr + theirs.stderr
+    assert ours.stdout != theirs.stdout
+    journal = folder / "journal.jsonl"
+    half = journal.read_bytes().splitlines(keepends=True)[:3]
+    journal.write_bytes(b"".join(half))
+    mixed = program(tmp_path / "other", str(folder))
+    assert mixed.returncode == 1 and mixed.stdout == ""
+    last = mixed.stderr.splitlines()[-1]
+    assert "ResumeError" in last and "code: " in last
+    assert journal.read_bytes() == b"".join(half)
+    done = program(REPOSITORY, str(folder))
+    assert done.stdout == ours.stdout
+
+
+# ---- damaged journals
+
+
+def counted(voc: Path, folder: Path) -> Path:
+    """The journal of a whole run in six batches."""
+    run(toy_segmenter(), voc, resume=folder, batch=4)
+    return folder / "journal.jsonl"
+
+
+def test_what_follows_a_damaged_line_is_kept(
+    voc: Path, tmp_path: Path, whole: Result, caplog: pytest.LogCaptureFixture
+) -> None:
+    segmenter = Segmenter(Fragile(), decision=Threshold(0.2))
+    Fragile.left = 100
+    run(segmenter, voc, resume=tmp_path, batch=4)
+    journal = tmp_path / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2][:40] + b"\n"
+    journal.write_bytes(b"".join(lines))
+    Fragile.left = 1  # one batch of four is missing
+    assert same(run(segmenter, voc, resume=tmp_path, batch=4), whole)
+    assert Fragile.left == 0 and "1 damaged line" in caplog.text
+
+
+def test_a_record_that_stands_twice_counts_once(voc: Path, tmp_path: Path, whole: Result) -> None:
+    journal = counted(voc, tmp_path)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines, lines[3], lines[1]]))
+    assert same(run(toy_segmenter(), voc, resume=tmp_path, batch=4), whole)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"indices": [100000, 1, 2, 3]},
+        {"indices": [0, 0, 1, 2]},
+        {"indices": "0"},
+        {"areas": [[10**9], [1]]},
+        {"confusion": None},
+        {"scores": "AAAA"},
+    ],
+)
+def test_records_of_something_else_are_one_line(
+    voc: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    journal = counted(voc, tmp_path)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    record = json.loads(lines[1].partition(b" ")[2]) | change
+    payload = json.dumps(record).encode()
+    lines[1] = b"%08x %s\n" % (zlib.crc32(payload), payload)
+    journal.write_bytes(b"".join(lines))
+    with pytest.raises(ResumeError, match="not this evaluation's") as caught:
+        run(toy_segmenter(), voc, resume=tmp_path, batch=4)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_journal_without_its_first_line_is_left_alone(voc: Path, tmp_path: Path) -> None:
+    journal = counted(voc, tmp_path)
+    content = b"x" + journal.read_bytes()
+    journal.write_bytes(content)
+    with pytest.raises(ResumeError, match="not a journal"):
+        run(toy_segmenter(), voc, resume=tmp_path)
+    assert journal.read_bytes() == content
+
+
+def test_a_resume_folder_that_cannot_be(voc: Path, segmenter: Segmenter, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ResumeError, match="is a file"):
+            run(segmenter, voc, resume=folder)
+
+
+# ---- scores that are none
+
+
+class Broken(ColourMethod):
+    """NaN from the n-th image on."""
+
+    def score(self, images: Any, vocabulary: Vocabulary) -> list[torch.Tensor]:
+        maps = super().score(images, vocabulary)
+        maps[2][1, 0, 0] = float(self.name)
+        return maps
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_scores_that_are_no_numbers_are_never_counted(
+    voc: Path, tmp_path: Path, value: str
+) -> None:
+    with pytest.raises(ScoreError, match=f"^{value} gives NaN or infinite .* 2007_000002 "):
+        run(Segmenter(Broken(name=value)), voc, resume=tmp_path, batch=4)
+    assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 1
 
 
 def test_two_processes_do_not_share_a_folder(

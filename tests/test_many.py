@@ -21,15 +21,18 @@ from ovss.backbones.caching import CachedClip, CachedDiffusion, CachedItm
 from ovss.backbones.clip import ClipBackbone
 from ovss.backbones.diffusion import DiffusionBackbone
 from ovss.backbones.itm import ItmBackbone
+from ovss.decide import Threshold
 from ovss.errors import VocabularyError
-from ovss.evaluation.many import choose_on_tune, evaluate_many, evaluate_settings
+from ovss.evaluation.journal import ResumeError
+from ovss.evaluation.many import evaluate_many, evaluate_settings
 from ovss.methods.cliper import Cliper
 from ovss.methods.cliper_cached import CachedCliper
 from ovss.methods.pnp_ovss import PnpOvss
 from ovss.refine.compensation import Compensation
 from ovss.reporting import results
+from ovss.reporting.tuning import choose_on_tune
 from ovss.vocabulary import Vocabulary
-from toys import toy_segmenter
+from toys import ColourMethod, toy_segmenter
 
 
 def test_counts_are_those_of_separate_runs(voc: Path) -> None:
@@ -168,6 +171,61 @@ def test_the_choice_is_made_on_tune(results_folder: Path, voc: Path, tmp_path: P
         assert table.loc["0.9", column] == pytest.approx(alone.miou)
     kept = results.read(results.file_of("choice", "smoke"))
     assert kept["images"].tolist() == [6] * 12
+
+
+class Fragile(ColourMethod):
+    """Fails at the n-th call."""
+
+    left = 10**9
+
+    def score(self, images: Any, vocabulary: Vocabulary) -> list[torch.Tensor]:
+        type(self).left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().score(images, vocabulary)
+
+
+def test_an_interrupted_table_goes_on(
+    voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two rows in two settings, killed in the middle of a batch: nothing is counted twice."""
+
+    def rows(tau: float = 0.3) -> dict[str, ovss.Segmenter]:
+        return {"a/b": fragile(0.1), "a b": fragile(tau)}
+
+    def fragile(tau: float) -> ovss.Segmenter:
+        return ovss.Segmenter(Fragile(), decision=Threshold(tau))
+
+    def tables(**changed: Any) -> Any:
+        return {("voc21", "all"): rows(**changed), ("voc20", "all"): rows(**changed)}
+
+    options: dict[str, Any] = {"root": voc, "limit": 8, "progress": False, "batch": 3}
+    Fragile.left = 100
+    whole = evaluate_settings(tables(), **options)  # 3 batches, 2 settings, 2 rows
+    assert Fragile.left == 100 - 12
+    Fragile.left = 5
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_settings(tables(), resume=tmp_path, **options)
+    assert capsys.readouterr().err.count("again to go on") == 1
+    Fragile.left = 7
+    found = evaluate_settings(tables(), resume=tmp_path, **{**options, "workers": 2})
+    assert Fragile.left == 0
+    for setting, results_there in whole.items():
+        for row, result in results_there.items():
+            np.testing.assert_array_equal(found[setting][row].areas, result.areas)
+            np.testing.assert_array_equal(found[setting][row].confusion, result.confusion)
+            np.testing.assert_array_equal(found[setting][row].image_scores, result.image_scores)
+    with pytest.raises(ResumeError, match=r"decision\.tau: 0\.3 there, 0\.4 now"):
+        evaluate_settings(tables(tau=0.4), resume=tmp_path, **options)
+    Fragile.left = 6  # of the row that changed, in both settings
+    again = evaluate_settings(tables(tau=0.4), resume=tmp_path, restart=True, **options)
+    assert Fragile.left == 0
+    setting = ("voc21", "all")
+    np.testing.assert_array_equal(again[setting]["a/b"].areas, whole[setting]["a/b"].areas)
+    assert (again[setting]["a b"].areas != whole[setting]["a b"].areas).any()
+    Fragile.left = 100
+    one = evaluate_many(rows(), "voc21", resume=tmp_path / "one", **options)
+    np.testing.assert_array_equal(one["a b"].areas, whole[setting]["a b"].areas)
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,12 @@ from itms import save_blip, save_bridgetower
 from ovss import Segmenter, Vocabulary, cli
 from ovss.backbones.itm import ItmBackbone, Matching, Prompt
 from ovss.errors import OvssError, UnknownNameError
-from ovss.evaluation.counting import Run
 from ovss.labels import BACKGROUND
 from ovss.methods.pnp_configs import CONFIGS, SOLUTIONS_ON, unsearched
 from ovss.methods.pnp_ovss import PnpOvss, Quirks
 from ovss.provenance import describe
 from ovss.refine.crf import DenseCrf
+from ovss.segmenter import Method
 
 CAT = Vocabulary.of("cat")
 PETS = Vocabulary.of("cat, dog")
@@ -214,12 +214,18 @@ def test_the_merge_quirk_favours_the_last_class() -> None:
 
 
 @dataclass(frozen=True)
-class Fixed:
+class Fixed(Method):
     """A method with the refiners of a `PnpOvss` on maps that are given."""
 
     maps: Tensor
-    refiners: Any
+    steps: Any
     name: str = "fixed"
+
+    may_be_nan = True
+
+    @property
+    def refiners(self) -> Any:
+        return self.steps
 
     def score(self, images: Any, vocabulary: Any) -> list[Tensor]:
         return [self.maps] * len(images)
@@ -274,9 +280,8 @@ def test_an_evaluation_relabels_as_the_method_does() -> None:
     labels, classes = torch.tensor([BACKGROUND, 0, 1, 2]), [6, 14, 1]
     found = {}
     for method in (by_hand(), by_hand(quirks=Quirks(relabel=True)), Fixed(torch.zeros(1), ())):
-        run = Run(Segmenter(method), None, CAT, "image", 0)  # type: ignore[arg-type]
         quirks = describe(method).get("quirks", {})
-        found[quirks.get("relabel")] = run._of_data_set(labels, classes).tolist()
+        found[quirks.get("relabel")] = method.relabel(labels, classes).tolist()
     assert found[False] == found[None] == [BACKGROUND, 6, 14, 1]
     assert found[True] == [BACKGROUND, 6, 14, 14]
 

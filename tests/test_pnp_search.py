@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import signal
 import subprocess
 import sys
 import time
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +244,9 @@ def test_what_was_tried_is_not_tried_again(tmp_path: Path) -> None:
     assert heads.shape == (3, 2, 3) and heads.sum(-1).tolist() == [[4, 0], [0, 0], [0, 4]]
     with pytest.raises(ResumeError, match="images"):
         search(method(), clip, EXAMPLES[:2], **options)
+    other = [*EXAMPLES[:2], replace(EXAMPLES[2], picture=EXAMPLES[0].image)]
+    with pytest.raises(ResumeError, match="images"):
+        search(method(), clip, other, **options)
     with pytest.raises(ResumeError, match="objective"):
         search(method(variant="paper"), clip, EXAMPLES, **options)
 
@@ -343,6 +349,27 @@ def test_masks_are_never_seen() -> None:
     assert not hasattr(both[0], "target")
 
 
+def test_a_data_set_is_never_held_in_memory(voc: Path) -> None:
+    """The tagger is called with a batch at a time, and what it saw is let go."""
+    data, seen = open_dataset("voc21", voc), []
+
+    class Watching(Oracle):
+        def __call__(self, samples: Any, vocabulary: Vocabulary) -> list[list[int]]:
+            gc.collect()
+            assert (
+                sum(one() is not None for one in seen) <= 4
+            )  # the batch before may still be there
+            seen.extend(weakref.ref(sample.image) for sample in samples)
+            assert len(samples) <= 4
+            return super().__call__(samples, vocabulary)
+
+    some = examples_of(data, Watching(), batch=4)
+    gc.collect()
+    assert len(seen) == 23 and not any(one() for one in seen)
+    for one in some:
+        assert one.image.tobytes() == data[data.ids.index(one.id)].image.tobytes()
+
+
 def test_examples_of_a_data_set(voc: Path) -> None:
     data = open_dataset("voc21", voc)
     some = examples_of(data, Oracle(), limit=7)
@@ -381,6 +408,14 @@ def test_the_command_line(
     assert cli.main([*command, "--iterations", "0"]) == 2
     assert cli.main([*command, "--limit", "3"]) == 2
     assert "choose another resume folder" in capsys.readouterr().err
+    other = tmp_path / "photo.jpg"
+    other.write_bytes(b"a photograph")
+    assert cli.main([*command[:-4], "--out", str(other)]) == 2
+    assert "no table of trials" in capsys.readouterr().err
+    assert other.read_bytes() == b"a photograph"
+    for wrong in (["--seed", "-1"], ["--limit", "0"], ["--workers", "-1"]):
+        assert cli.main([*command, *wrong]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 # ---- rank correlation

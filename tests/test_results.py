@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import multiprocessing
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ovss.errors import OvssError
 from ovss.evaluation import metrics
 from ovss.evaluation.intervals import Difference
 from ovss.evaluation.result import Result
-from ovss.reporting import results
+from ovss.reporting import kept_counts, results
 from ovss.reporting.claims import Cell, Claim, claims_table, judge, paired_difference, worded
 from ovss.reporting.results import COLUMNS, Counts, ResultsError
 
@@ -121,11 +122,145 @@ def test_record_keeps_rows_and_counts(results_folder: Path) -> None:
     kept = results.read_counts("table-6", "q-q | last", "lab-21", profile="smoke")
     assert kept is not None and kept.ids == one.ids and kept.has_background
     np.testing.assert_array_equal(kept.areas, one.areas)
-    names = [path.name for path in (results_folder / "smoke" / "counts").iterdir()]
-    assert names == ["table-6__q-q-last__lab-21.npz"]
+    kept_there = counts_of(results_folder / "smoke" / "table-6.csv")
+    assert kept_there == set(frame["counts"]) and len(kept_there) == 1
     assert results.read_counts("table-6", "k-k", "lab-21", profile="smoke") is None
-    with pytest.raises(ResultsError, match="holds the row"):
-        results.read_counts("table-6", "q-q last", "lab-21", profile="smoke")
+    assert results.read_counts("table-6", "q-q last", "lab-21", profile="smoke") is None
+
+
+def counts_of(file: Path) -> set[str]:
+    """Names of the files of counts beside a results file."""
+    return {path.name for path in (file.parent / "counts" / file.stem).iterdir()}
+
+
+def test_rows_of_like_names_have_counts_of_their_own(results_folder: Path) -> None:
+    made = {name: result(seed=seed) for seed, name in enumerate(("A + B", "A - B", "A/B", "A*B"))}
+    for name, one in made.items():
+        results.record(one, "e", name)
+    for name, one in made.items():
+        kept = results.read_counts("e", name, "lab-21")
+        assert kept is not None
+        np.testing.assert_array_equal(kept.areas, one.areas)
+
+
+def test_counts_that_no_row_names_are_removed(results_folder: Path) -> None:
+    file = results.file_of("e")
+    results.record(result(), "e", "a")
+    first = counts_of(file)
+    results.record(result(seed=1), "e", "a")
+    assert len(counts_of(file)) == 1 and not counts_of(file) & first
+    results.write(file, [row(3.0)])  # a number without counts takes the row's place
+    results.write(file, [row(4.0, dataset="lab-21"), row(5.0, dataset="lab-21", metric="P")])
+    assert results.read_counts("e", "a", "lab-21") is not None  # the pixel accuracy names it still
+    results.write(file, [row(4.0, dataset="lab-21", metric="pixel accuracy")])
+    assert counts_of(file) == set() and results.read_counts("e", "a", "lab-21") is None
+    assert not [path.name for path in file.parent.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("step", ["counts", "rows", "removal"])
+def test_a_kill_leaves_rows_and_counts_that_belong_together(
+    results_folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Killed before the counts are written, between counts and rows, and before the clearing up."""
+    file = results.file_of("e")
+    results.record(result(), "e", "a")
+    atomic = paths.atomic
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: Any) -> None:
+        raise Killed
+
+    def kill_rows(path: Path) -> Any:
+        return kill() if path.suffix == ".csv" else atomic(path)
+
+    with monkeypatch.context() as patch:
+        if step == "rows":
+            patch.setattr(paths, "atomic", kill_rows)
+        else:
+            place = {"counts": (kept_counts, "save"), "removal": (results, "remove_unnamed")}
+            patch.setattr(*place[step], kill)
+        with pytest.raises(Killed):
+            results.record(result(hit=0.4), "e", "a")
+    value = results.read(file).query("metric == 'mIoU'")["value"].item()
+    assert value == pytest.approx(
+        (result(hit=0.4) if step == "removal" else result()).miou, abs=1e-4
+    )
+    kept = results.read_counts("e", "a", "lab-21")
+    assert kept is not None
+    assert value == pytest.approx(100 * metrics.miou_of_areas(kept.areas.sum(0)), abs=1e-4)
+    results.record(result(hit=0.4), "e", "a")
+    assert len(counts_of(file)) == 1
+
+
+def test_missing_counts_are_an_error_and_not_absent(results_folder: Path) -> None:
+    results.record(result(), "e", "a")
+    file = results.file_of("e")
+    (path,) = (file.parent / "counts" / "e").iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ResultsError, match="missing or damaged"):
+        results.read_counts("e", "a", "lab-21")
+    path.unlink()
+    with pytest.raises(ResultsError, match="missing or damaged"):
+        results.read_counts("e", "a", "lab-21")
+    results.record(result(), "e", "a")  # the same numbers: the counts are written again
+    assert results.read_counts("e", "a", "lab-21") is not None
+
+
+def test_a_lock_that_somebody_left_stops_nobody_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_counts, "PATIENCE", 0.5)
+    path, mark = tmp_path / "e.csv", tmp_path / ".e.csv.lock"
+    for left in ("", "what is this", "12345\nanother-machine\n"):
+        mark.write_text(left)
+        results.write(path, [row(1.0, row=left[:3] or "empty")])
+        assert not mark.exists()
+    assert len(results.read(path)) == 3
+
+
+def test_a_lock_that_is_held_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_counts, "PATIENCE", 0.2)
+    monkeypatch.setattr(kept_counts, "_stamp", lambda path: (1, time.monotonic_ns()))  # renewed
+    with kept_counts.locked(tmp_path / "e.csv"), pytest.raises(ResultsError, match="in use by"):
+        results.write(tmp_path / "e.csv", [row()])
+    results.write(tmp_path / "e.csv", [row()])
+
+
+def test_a_destination_is_checked_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "file").write_text("")
+    places = (tmp_path / "other.csv", tmp_path, tmp_path / "file" / "r.csv", Path("/proc/no/r.csv"))
+    for place in places:
+        with pytest.raises(OvssError):
+            results.check_results_file(place)
+    results.check_results_file(tmp_path / "new" / "r.csv")
+    assert not (tmp_path / "new").exists()
+    results.write(tmp_path / "r.csv", [row(seed=3)])
+    results.check_results_file(tmp_path / "r.csv")
+    text = (tmp_path / "r.csv").read_text()
+    (tmp_path / "r.csv").write_text(text.replace(",3,lab", ",0.5,lab"))
+    with pytest.raises(ResultsError, match="no results file"):
+        results.check_results_file(tmp_path / "r.csv")
+    old = "\n".join(line.rpartition(",")[0] for line in text.splitlines())
+    (tmp_path / "r.csv").write_text(old + "\n")  # written before rows named their counts
+    assert results.read(tmp_path / "r.csv")["counts"].tolist() == [""]
+
+
+def test_rows_may_differ_in_more_than_their_key(tmp_path: Path) -> None:
+    path = tmp_path / "e.csv"
+    for checkpoint, value in (("clip@1", 1.0), ("clip@2", 2.0), ("clip@1", 3.0)):
+        results.write(path, [row(value, checkpoint=checkpoint)], apart=("checkpoint",))
+    assert results.read(path)["value"].tolist() == [3.0, 2.0]
+
+
+def test_counts_and_rows_that_are_older_are_whole() -> None:
+    """Every row of the repository that names counts finds them."""
+    for file in sorted(paths.data("results", "lab").glob("*.csv")):
+        named = set(results.read(file)["counts"]) - {""}
+        folder = kept_counts.folder_of(file)
+        assert named == ({path.name for path in folder.iterdir()} if folder.is_dir() else set())
 
 
 def scored(hit: float = 0.7, **changes: Any) -> Result:
@@ -209,12 +344,16 @@ def test_rows_of_one_run_stay_together(tmp_path: Path) -> None:
 
 def test_counts_are_small_and_repeatable(results_folder: Path) -> None:
     one = result(images=400)
-    path = results.write_counts(one, "e", "a")
+    folder = kept_counts.folder_of(results.file_of("e"))
+    results.record(one, "e", "a")
+    (path,) = folder.iterdir()
     first = path.read_bytes()
     assert len(first) < 40_000
-    assert results.write_counts(one, "e", "a").read_bytes() == first
-    asked = results.write_counts(dataclasses.replace(one, protocol="mmseg-image-classes"), "e", "a")
-    assert asked != path
+    path.unlink()
+    results.record(one, "e", "a")
+    assert path.read_bytes() == first
+    results.record(dataclasses.replace(one, protocol="mmseg-image-classes"), "e", "a")
+    assert len(list(folder.iterdir())) == 2
 
 
 def test_published_tables() -> None:

@@ -14,10 +14,11 @@ from PIL import Image
 from ovss import Segmenter, Vocabulary
 from ovss.decide import Threshold
 from ovss.labels import palette
+from ovss.segmenter import Method
 
 
 @dataclass(frozen=True)
-class ColourMethod:
+class ColourMethod(Method):
     """Scores = softmax over queries of minus the distance of a patch's colour to a word's."""
 
     patch: int = 8

@@ -90,6 +90,11 @@ class VocDataset:
         listing = f"ImageSets/Segmentation/{self.split}.txt (one id a line)"
         return f"{self.name} is expected as {self.root}/ with {', '.join(parts)} and {listing}"
 
+    def files(self, index: int) -> tuple[Path, Path]:
+        """The files that the sample at `index` is read from: its image and its mask."""
+        name = self.ids[index]
+        return self.root / "JPEGImages" / f"{name}.jpg", self.root / self.spec.masks / f"{name}.png"
+
     def __len__(self) -> int:
         """Number of images of the split."""
         return len(self.ids)
@@ -102,8 +107,7 @@ class VocDataset:
                 its mask differ in size; the message names the file.
         """
         name = self.ids[index]
-        image_path = self.root / "JPEGImages" / f"{name}.jpg"
-        mask_path = self.root / self.spec.masks / f"{name}.png"
+        image_path, mask_path = self.files(index)
         try:
             photo = read_photo(image_path)
         except ImageError as error:

@@ -25,7 +25,7 @@ from .cliper_cached import CachedCliper
 from .cliper_configs import CONFIGS, CliperConfig, templates
 from .dense_clip import PRESETS, SUMMARIES, DenseClip
 from .pnp_configs import CONFIGS as PNP_CONFIGS
-from .pnp_configs import SOLUTIONS, SOLUTIONS_ON, unsearched
+from .pnp_configs import solution
 from .pnp_ovss import PnpOvss
 from .proxyclip import ProxyClip
 
@@ -38,7 +38,11 @@ PROFILES: dict[str, dict[str, Any]] = {
     "paper": {"clip": "ViT-B-16-quickgelu/openai", "dino": "dino-vitb8", "itm": "blip-itm-large"},
 }
 PROFILES["smoke"] = PROFILES["lab"]
-SHARED = ("device", "dtype", "decision")  # options of every method
+SHARED = ("device", "dtype", "decision", "dataset")  # options of every method
+
+
+class NoSettingsError(UnknownNameError):
+    """A method has no settings of its own for a benchmark, or none for these weights."""
 
 
 def build_dense(preset: str, profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
@@ -50,6 +54,7 @@ def build_dense(preset: str, profile: str = "lab", **options: Any) -> tuple[Meth
             `device`, `dtype` and `decision`.
     """
     _check(preset, options, _option_names(DenseClip))
+    _check_no_dataset(preset, options)
     values = {**PRESETS[preset], **_profile(profile), **options}
     method = DenseClip(_backbone(values), **_method_options(DenseClip, values), name=preset)
     return method, options.get("decision") or Argmax()
@@ -64,11 +69,11 @@ def build_cliper(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
             benchmark (`configs.CONFIGS`). `compensation` may also be a `DiffusionBackbone`, or
             the name or folder of one.
     """
-    _check("cliper", options, (*_option_names(Cliper), "dataset"))
+    _check("cliper", options, _option_names(Cliper))
     defaults = _profile(profile)
     backbone = _backbone({**defaults, **options})
     decision: Rule = Argmax()
-    if "dataset" in options:
+    if options.get("dataset") is not None:
         config = _config(backbone, options["dataset"], options.get("variant", Cliper.variant))
         defaults, decision = {**defaults, **_settings(config, options)}, config.rule
     values = {**defaults, **options}
@@ -86,6 +91,7 @@ def build_proxyclip(profile: str = "lab", **options: Any) -> tuple[Method, Rule]
             `device`, `dtype` and `decision`.
     """
     _check("proxyclip", options, _option_names(ProxyClip))
+    _check_no_dataset("proxyclip", options)
     values = {**_profile(profile), **options}
     values["dino"] = _load(DinoBackbone, "dino", values)
     method = ProxyClip(_backbone(values), **_method_options(ProxyClip, values))
@@ -101,16 +107,15 @@ def build_pnp(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
             benchmark, or the lab's (`pnp_configs`). `crf` may also be True or False. A network
             that was never searched starts from `pnp_configs.unsearched`.
     """
-    _check("pnp-ovss", options, (*_option_names(PnpOvss), "dataset"), "itm")
-    defaults = _profile(profile)
-    backbone = _load(ItmBackbone, "itm", {**defaults, **options})
+    _check("pnp-ovss", options, _option_names(PnpOvss), "itm")
     dataset = options.get("dataset")
     if dataset is not None and dataset not in PNP_CONFIGS:
-        raise UnknownNameError.of("configuration", dataset, PNP_CONFIGS)
-    found = SOLUTIONS.get(backbone.name) or unsearched(backbone.layers)
-    found = found | SOLUTIONS_ON.get((backbone.name, dataset), {})
+        raise NoSettingsError.of("configuration", dataset, PNP_CONFIGS)
+    defaults = _profile(profile)
+    source = {**defaults, **options}["itm"]
+    backbone = _load(ItmBackbone, "itm", {**defaults, **options})
     settings = {} if dataset is None else PNP_CONFIGS[dataset]
-    values = {**defaults, **found, **settings, **options}
+    values = {**defaults, **solution(backbone, source, dataset), **settings, **options}
     if isinstance(values.get("crf"), bool):
         values["crf"] = DenseCrf() if values["crf"] else None
     method = PnpOvss(backbone, **_method_options(PnpOvss, values))
@@ -143,6 +148,14 @@ def _check(
     for option in options:
         if option not in names:
             raise UnknownNameError.of(f"option of {method}", option, names)
+
+
+def _check_no_dataset(method: str, options: Mapping[str, Any]) -> None:
+    if options.get("dataset") is not None:
+        raise NoSettingsError(
+            f"{method} has no settings of its own for a benchmark: leave dataset="
+            f"{options['dataset']!r} out"
+        )
 
 
 def _profile(profile: str) -> dict[str, Any]:
@@ -191,14 +204,14 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
 def _config(backbone: ClipBackbone, dataset: str, variant: str) -> CliperConfig:
     model = {(768, 16): "B/16", (1024, 14): "L/14"}.get((backbone.width, backbone.patch))
     if model is None:
-        raise OvssError(
+        raise NoSettingsError(
             "the authors have settings only for ViT-B/16 and L/14, not for this CLIP (width "
             f"{backbone.width}, patch {backbone.patch}): leave dataset= out and give short_side=, "
             "logit_scale=, attention_threshold=, templates= and decision=CliperRule(...)"
         )
     key = (model, dataset, variant)
     if key not in CONFIGS:
-        raise UnknownNameError.of("configuration", " ".join(key), map(" ".join, CONFIGS))
+        raise NoSettingsError.of("configuration", " ".join(key), map(" ".join, CONFIGS))
     return CONFIGS[key]
 
 

@@ -27,7 +27,7 @@ from ..backbones.clip import ClipBackbone, ClipFeatures
 from ..backbones.clip_blocks import attention_pairs
 from ..errors import OvssError, UnknownNameError
 from ..refine.compensation import THRESHOLD, Compensation
-from ..segmenter import Refiner
+from ..segmenter import Method, Refiner
 from ..vocabulary import Vocabulary
 from .cliper_sliding import Windows, check_window, propagate
 
@@ -43,7 +43,7 @@ class CoarseMap:
 
 
 @dataclass(frozen=True)
-class Cliper:
+class Cliper(Method):
     """CLIPer's coarse segmentation map (section 3.3, "early-layer fusion").
 
     Attributes:

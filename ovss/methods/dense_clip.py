@@ -21,11 +21,12 @@ from torch import Tensor
 from ..backbones.clip import ClipBackbone, ClipFeatures
 from ..backbones.clip_blocks import attention_pairs
 from ..errors import UnknownNameError
+from ..segmenter import Method
 from ..vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class DenseClip:
+class DenseClip(Method):
     """Compare CLIP's patch tokens with text, the last block's attention replaced.
 
     Attributes:

@@ -30,7 +30,7 @@ from ..errors import OvssError, UnknownNameError
 from ..labels import BACKGROUND
 from ..refine.blur import Blur, minmax_normalise
 from ..refine.crf import DenseCrf
-from ..segmenter import Refiner
+from ..segmenter import Method, Refiner
 from ..vocabulary import Vocabulary
 from . import pnp_maps
 from .pnp_maps import Background
@@ -101,7 +101,7 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class PnpOvss:
+class PnpOvss(Method):
     """Segment by PnP-OVSS with any image-text matching network that has cross-attention.
 
     Attributes:
@@ -180,6 +180,26 @@ class PnpOvss:
         return VARIANTS[self.variant].get(option) if given is None else given
 
     @property
+    def depends_on_batch(self) -> bool:
+        """Whether an image's maps depend on the captions beside it."""
+        return self.quirks.batch
+
+    @property
+    def speed_options(self) -> tuple[str, ...]:
+        """`batch`, unless results depend on it."""
+        return () if self.depends_on_batch else ("batch",)
+
+    @property
+    def predicts_background(self) -> bool:
+        """Whether the background has a map, "psc" beside few classes alone."""
+        return self.background is not None
+
+    @property
+    def may_be_nan(self) -> bool:
+        """Whether the authors' NaN is wanted."""
+        return self.quirks.nan
+
+    @property
     def refiners(self) -> tuple[Refiner, ...]:
         """List what follows the threshold (section 3.3); `Segmenter` applies it to `score`."""
         steps: list[Refiner] = [ToPixels(self.background, self.rescale, self.quirks.nan)]
@@ -188,6 +208,10 @@ class PnpOvss:
         if self.crf is not None:
             steps.append(self.crf)
         return tuple(steps)
+
+    def image_scores(self, coarse: Tensor, refined: Tensor) -> Tensor:
+        """The maxima [K] of the last step's maps; an image that became NaN shows no class."""
+        return refined.amax((1, 2)).nan_to_num(nan=0.0)
 
     def score(self, images: Sequence[Image.Image], vocabulary: Vocabulary) -> list[Tensor]:
         """Score B RGB images: thresholded maps [K, h, w] on the patch grid, not negative."""

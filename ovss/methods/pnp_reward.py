@@ -13,7 +13,7 @@ only takes its own map out of that and thresholds it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,15 +38,24 @@ Rewards = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Example:
-    """An image and the names of the classes in it: all that the search may know."""
+    """An image and the names of the classes in it: all that the search may know.
+
+    Attributes:
+        picture: the image, or what reads it when it is needed.
+    """
 
     id: str
-    image: Image.Image
+    picture: Image.Image | Callable[[], Image.Image]
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if not self.names:
             raise OvssError(f"the image {self.id!r} comes without a class: leave it out")
+
+    @property
+    def image(self) -> Image.Image:
+        """The image, read anew each time if it lies on the disk."""
+        return self.picture() if callable(self.picture) else self.picture
 
 
 @dataclass(frozen=True)

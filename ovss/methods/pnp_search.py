@@ -14,18 +14,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from tqdm import tqdm
 
 from ..backbones.clip import ClipBackbone
-from ..datasets import Dataset
+from ..datasets import Dataset, read_batches
 from ..errors import OvssError
-from ..evaluation.counting import draw
-from ..evaluation.journal import Journal, Record, open_journal
-from ..provenance import describe, version
+from ..evaluation import fingerprint
+from ..evaluation.counting import check_options, draw
+from ..evaluation.journal import Journal, Record, ResumeError, interrupts_explained, open_journal
+from ..provenance import describe
 from ..taggers import Tagger
 from .pnp_ovss import PnpOvss
 from .pnp_reward import Candidate, Example, Reward, Rewards
@@ -85,20 +88,28 @@ class SearchResult:
 
 
 def examples_of(
-    data: Dataset, tagger: Tagger, limit: int | None = None, seed: int = 0
+    data: Dataset, tagger: Tagger, limit: int | None = None, seed: int = 0, batch: int = 8
 ) -> list[Example]:
     """Images of a data set with the names of the classes that a tagger sees in them.
 
     Those without a class are left out. Of the ground truth nothing is kept; only the tagger that
-    asks for it (`Oracle`) reads it.
+    asks for it (`Oracle`) reads it. Nor are the images: each is read when it is needed.
+
+    Args:
+        batch: images tagged at once.
     """
-    samples = [data[index] for index in draw(len(data), limit, seed)]
-    tags = tagger(samples, data.vocabulary)
-    return [
-        Example(sample.id, sample.image, tuple(data.names[k] for k in classes))
-        for sample, classes in zip(samples, tags, strict=True)
-        if classes
-    ]
+    found = []
+    for indices, samples in read_batches(data, draw(len(data), limit, seed), batch):
+        tags = tagger(samples, data.vocabulary)
+        for index, sample, classes in zip(indices, samples, tags, strict=True):
+            if classes:
+                names = tuple(data.names[k] for k in classes)
+                found.append(Example(sample.id, partial(_image, data, index), names))
+    return found
+
+
+def _image(data: Dataset, index: int) -> Image.Image:
+    return data[index].image
 
 
 def search(
@@ -134,11 +145,11 @@ def search(
         OvssError: no image, or an option out of range.
         ResumeError: the resume folder belongs to other images or models, or is in use.
     """
-    if min(iterations, groups, workers) < 1:
-        raise OvssError("iterations, groups and workers must be at least 1")
+    check_search(iterations, groups, workers, seed)
     space = (method.backbone.layers, method.backbone.heads)
     drawn = draw_candidates(*space, thresholds, iterations, groups, seed)
-    with open_journal(resume, _fingerprint(method, clip, examples)) as journal:
+    mark = {} if resume is None else _fingerprint(method, clip, examples)
+    with interrupts_explained(resume), open_journal(resume, mark) as journal:
         reward = Reward(method, clip, examples, progress=progress)
         trials = try_all(reward, drawn, journal, workers, progress, "search")
         best = max(trials, key=lambda one: one.reward).candidate
@@ -164,10 +175,19 @@ def reward_of_heads(
     all_heads = [
         Candidate(layer, head, method.threshold) for layer in range(layers) for head in range(heads)
     ]
-    with open_journal(resume, _fingerprint(method, clip, examples)) as journal:
+    mark = {} if resume is None else _fingerprint(method, clip, examples)
+    with interrupts_explained(resume), open_journal(resume, mark) as journal:
         reward = Reward(method, clip, examples, progress=progress)
         trials = try_all(reward, all_heads, journal, workers, progress, "heads")
     return np.stack([one.rewards for one in trials]).reshape(layers, heads, -1)
+
+
+def check_search(iterations: int, groups: int, workers: int, seed: int) -> None:
+    """Refuse options that no search can have, before anything runs."""
+    check_options(seed=seed)
+    for name, value in (("iterations", iterations), ("groups", groups), ("workers", workers)):
+        if value < 1:
+            raise OvssError(f"{name} must be at least 1: got {value}")
 
 
 def draw_candidates(
@@ -193,7 +213,7 @@ def try_all(
     title: str,
 ) -> list[Trial]:
     """The trials of candidates in their order; those in the journal are not tried again."""
-    known = dict(map(_read, journal.records))
+    known = dict(_read(record, len(reward.examples)) for record in journal.records)
     wanted = list(candidates)
     missing = [one for one in dict.fromkeys(wanted) if one not in known]
     if missing:
@@ -215,8 +235,19 @@ def try_all(
     return [Trial(one, known[one]) for one in wanted]
 
 
-def _read(record: Record) -> tuple[Candidate, Rewards]:
-    return Candidate(*(record[name] for name in SEARCHED)), np.array(record["rewards"], np.int64)
+def _read(record: Record, images: int) -> tuple[Candidate, Rewards]:
+    """A trial of the journal.
+
+    Raises:
+        ResumeError: it is none of this search.
+    """
+    try:
+        rewards = np.array(record["rewards"], np.int64).reshape(images)
+        return Candidate(*(record[name] for name in SEARCHED)), rewards
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResumeError(
+            f"the resume folder holds trials of another search ({error!r}): choose another"
+        ) from None
 
 
 def _random_search(space: dict[str, Any], draws: int, seed: int) -> list[dict[str, Any]]:
@@ -245,13 +276,21 @@ def _global_generators_kept() -> Iterator[None]:
 
 def _fingerprint(method: PnpOvss, clip: ClipBackbone, examples: Sequence[Example]) -> Record:
     """What must be equal for trials to be comparable."""
-    settled = {name: describe(method.chosen(name)) for name in SETTLED}
-    listing = "\n".join(f"{one.id}: {', '.join(one.names)}" for one in examples)
+    total = hashlib.sha256()
+    for one in examples:
+        total.update(f"{one.id}: {', '.join(one.names)}\n".encode())
+        total.update(one.image.tobytes())
     return {
-        "ovss": version(),
         "search": "pnp-ovss reward",
-        "images": f"{len(examples)} ({hashlib.sha256(listing.encode()).hexdigest()[:12]})",
-        "network": method.backbone.checkpoint,
-        **settled,
-        "clip": clip.checkpoint,
+        "code": fingerprint.source(),
+        "libraries": fingerprint.libraries(),
+        "images": f"{len(examples)} ({total.hexdigest()[:16]})",
+        "network": _network(method.backbone),
+        **{name: fingerprint.identity(method.chosen(name)) for name in SETTLED},
+        "clip": _network(clip),
     }
+
+
+def _network(backbone: Any) -> str:
+    told = describe(backbone)
+    return f"{told['checkpoint']} {told.get('dtype', '')}".strip()

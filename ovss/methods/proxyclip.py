@@ -27,11 +27,12 @@ from ..backbones.clip import ClipBackbone, ClipFeatures
 from ..backbones.clip_blocks import merge_heads
 from ..backbones.dino import DinoBackbone
 from ..errors import OvssError
+from ..segmenter import Method
 from ..vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class ProxyClip:
+class ProxyClip(Method):
     """Mix CLIP's last values by the affinities of another model's patches.
 
     Attributes:

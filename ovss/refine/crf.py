@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, ClassVar, cast
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ class DenseCrf:
     colour: float = 5
     far_weight: float = 10
     workers: int | None = None
+    speed_options: ClassVar[tuple[str, ...]] = ("workers",)
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("pydensecrf") is None:

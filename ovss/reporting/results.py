@@ -1,36 +1,32 @@
 """Measured numbers with their provenance, beside the published ones.
 
 `data/results/<profile>/<experiment>.csv` holds one row per number (COLUMNS), percent for IoU and
-accuracies; `counts/` beside it holds what paired tests need of each image: integer counts, and
-the image scores of rows that are compared by them.
+accuracies. `counts/<experiment>/` beside it holds what paired tests need of each image: integer
+counts, and the image scores of rows that are compared by them; a row names its file there.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-import re
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pandas as pd
-from filelock import FileLock
-from numpy.typing import NDArray
 
 from .. import paths
-from ..errors import OvssError
-from ..evaluation.classification import ImageLevel
+from ..evaluation.classification import METRICS
 from ..evaluation.result import Result
 from ..provenance import commit, today, version
+from . import kept_counts
 from . import published as papers
+from .kept_counts import Counts, ResultsError, arrays_of, folder_of, locked, remove_unnamed
 
 COLUMNS = (
     "experiment", "row", "dataset", "protocol", "metric", "value", "low", "high", "images",
     "seconds_per_image", "checkpoint", "seed", "profile", "device", "version", "commit", "date",
+    "counts",
 )  # fmt: skip
 KEY = ["experiment", "row", "dataset", "protocol", "metric"]
 # A row that is measured again and differs in nothing else stays as it was first written.
@@ -38,11 +34,8 @@ CIRCUMSTANCES = ["seconds_per_image", "device", "version", "commit", "date"]
 TIMES = ("time (ms)", "time ratio")  # their values are circumstances, too
 NUMBERS = {"value": 4, "low": 4, "high": 4, "seconds_per_image": 5}  # digits after the point
 MEASURED = ["value", "low", "high", "images"]
+OF_COUNTS = ("mIoU", "pixel accuracy", *METRICS)  # metrics that are made of counts
 NOT_RUN = "not run yet"
-
-
-class ResultsError(OvssError, ValueError):
-    """A results file is malformed, or a row lacks what identifies it."""
 
 
 def measured(result: Result, experiment: str, row: str, profile: str = "lab") -> dict[str, Any]:
@@ -94,13 +87,13 @@ def record(
     profile: str = "lab",
     threshold: float | None = None,
 ) -> None:
-    """Keep an evaluation: its rows in the experiment's file, and its counts per image.
+    """Keep an evaluation: its rows in the experiment's file, with its counts per image.
 
     Args:
         threshold: see `rows_of`; with it the image scores are kept as well.
     """
-    write(file_of(experiment, profile), rows_of(result, experiment, row, profile, threshold))
-    write_counts(result, experiment, row, profile, threshold)
+    rows = rows_of(result, experiment, row, profile, threshold)
+    write(file_of(experiment, profile), rows, counts={row: result}, threshold=threshold)
 
 
 def file_of(experiment: str, profile: str = "lab") -> Path:
@@ -109,28 +102,54 @@ def file_of(experiment: str, profile: str = "lab") -> Path:
 
 
 def write(
-    path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]], *, one_run: bool = False
+    path: str | os.PathLike[str],
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    one_run: bool = False,
+    counts: Mapping[str, Result] | None = None,
+    threshold: float | None = None,
+    apart: Sequence[str] = (),
 ) -> None:
     """Add rows to a results file, in place of rows with equal KEY.
 
-    Version, commit and date are filled in. Several processes may write to one file: each waits
-    for its turn, and readers see the old file or the new one.
+    Version, commit and date are filled in. Several processes may write to one file, on one machine
+    or on several that share the disk: each waits for its turn, and readers see the old file or the
+    new one.
 
     Args:
         one_run: the rows were measured in one run and stay together (times are comparable only
             then): if one of them replaces an old row, all do.
+        counts: row name -> the evaluation whose counts per image are kept with its rows.
+        threshold: of the image scores, which are then kept too.
+        apart: further columns in which rows differ that do not replace each other.
 
     Raises:
-        ResultsError: a row lacks a KEY column or its value, or has an unknown column.
+        ResultsError: a row lacks a KEY column or its value, or has an unknown column; the file
+            is none of results; another process keeps it locked.
     """
-    new = _frame(rows)
     target = Path(path)
-    with _turn(target):
-        old = read(target) if target.is_file() else new.iloc[:0]
-        content = _merge(old, new, one_run).to_csv(index=False, lineterminator="\n").encode()
+    kept = {row: arrays_of(result, row, threshold) for row, result in (counts or {}).items()}
+    new = _frame(_with_counts(line, kept) for line in rows)
+    with locked(target):
+        merged = _merge(read(target), new, one_run, (*KEY, *apart))
+        named = set(merged["counts"])
+        for name, arrays in kept.values():
+            if name in named:
+                kept_counts.save(folder_of(target) / name, arrays)
+        content = merged.to_csv(index=False, lineterminator="\n").encode()
         if not target.is_file() or target.read_bytes() != content:
             with paths.atomic(target) as file:
                 file.write(content)
+        remove_unnamed(target, named)
+
+
+def check_results_file(path: str | os.PathLike[str]) -> None:
+    """Refuse a results file that could not be written, before the work whose numbers it is to hold.
+
+    Raises:
+        OvssError: it is another kind of file, or nothing can be written there.
+    """
+    read(paths.check_destination(path))
 
 
 def read(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -143,8 +162,10 @@ def read(path: str | os.PathLike[str]) -> pd.DataFrame:
         return _frame([])
     try:
         frame = pd.read_csv(path, dtype=_types(), keep_default_na=False, na_values=[""])
-    except (ValueError, pd.errors.ParserError) as error:
+    except (ValueError, TypeError, OverflowError, OSError) as error:
         raise ResultsError(f"{path} is no results file: {error}") from None
+    if tuple(frame.columns) == COLUMNS[:-1]:  # written before rows named their counts
+        frame["counts"] = ""
     if tuple(frame.columns) != COLUMNS:
         raise ResultsError(f"{path} is no results file: its columns are {list(frame.columns)}")
     text = [name for name, kind in _types().items() if kind is str]
@@ -238,69 +259,38 @@ def show(cell: Mapping[str, Any], digits: int = 1) -> str:
     return f"{text} ({cell['images']:.0f})"
 
 
-class Counts(NamedTuple):
-    """The counts of one evaluation: images [I], areas [I, 3, K+1], background a class or not.
-
-    With image scores, if they were kept.
-    """
-
-    ids: tuple[str, ...]
-    areas: NDArray[np.int64]
-    has_background: bool
-    image_level: ImageLevel | None = None
-
-
-def write_counts(
-    result: Result,
-    experiment: str,
-    row: str,
-    profile: str = "lab",
-    threshold: float | None = None,
-) -> Path:
-    """Keep the areas per image of an evaluation, in the smallest integer type that holds them.
-
-    Args:
-        threshold: of the image scores, which are then kept too.
-    """
-    path = _counts_path(experiment, row, result.dataset, result.protocol, profile)
-    small = result.areas.astype(np.min_scalar_type(int(result.areas.max(initial=0))))
-    arrays: dict[str, Any] = {
-        "row": np.array(row),
-        "ids": np.array(result.ids),
-        "areas": small,
-        "has_background": np.array(result.has_background),
-    }
-    if threshold is not None:
-        found = result.image_level(threshold)
-        arrays |= {"scores": found.scores, "threshold": np.array(threshold)}
-    with paths.atomic(path) as file:
-        np.savez_compressed(file, **arrays)
-    return path
-
-
 def read_counts(
     experiment: str, row: str, dataset: str, protocol: str = "mmseg", profile: str = "lab"
 ) -> Counts | None:
-    """The counts that `write_counts` kept; None if there are none."""
-    path = _counts_path(experiment, row, dataset, protocol, profile)
-    if not path.is_file():
-        return None
-    with np.load(path) as file:
-        if str(file["row"]) != row:
-            raise ResultsError(f"{path.name} holds the row {str(file['row'])!r}, not {row!r}")
-        ids, areas = tuple(file["ids"].tolist()), file["areas"].astype(np.int64)
-        found = None
-        if "scores" in file:
-            present = areas[:, 1, 1:] > 0
-            found = ImageLevel(file["scores"], present, float(file["threshold"]))
-        return Counts(ids, areas, bool(file["has_background"]), found)
+    """The counts that were kept with a row; None if there are none.
+
+    Raises:
+        ResultsError: the row names a file that is missing or damaged.
+    """
+    path = file_of(experiment, profile)
+    for last in (False, False, True):  # between two looks another process may have replaced both
+        name = _counts_name(read(path), experiment, row, dataset, protocol)
+        if not name:
+            return None
+        kept = folder_of(path) / name
+        if kept.is_file() or last:
+            return kept_counts.load(kept)
+    return None
 
 
-def _counts_path(experiment: str, row: str, dataset: str, protocol: str, profile: str) -> Path:
-    parts = [experiment, row, dataset] + ([protocol] if protocol != "mmseg" else [])
-    spelt = [part.replace("*", "-star ") for part in parts]  # CLIPer* is not CLIPer
-    name = "__".join(re.sub(r"[^\w.]+", "-", part).strip("-") for part in spelt)
-    return paths.results(profile) / "counts" / f"{name}.npz"
+def _counts_name(rows: pd.DataFrame, experiment: str, row: str, dataset: str, protocol: str) -> str:
+    """The file of counts that a row names; "" if there is none."""
+    for name, value in zip(KEY, (experiment, row, dataset, protocol), strict=False):
+        rows = rows[rows[name] == value]
+    named = rows[rows["counts"] != ""]["counts"]
+    return "" if named.empty else str(named.iloc[-1])
+
+
+def _with_counts(line: Mapping[str, Any], kept: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row with the name of its counts, if it is made of counts and they are kept."""
+    if line.get("row") not in kept or line.get("metric") not in OF_COUNTS:
+        return line
+    return {**line, "counts": kept[str(line["row"])][0]}
 
 
 def _frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -319,14 +309,17 @@ def _frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return frame.astype({"images": "Int64", "seed": "Int64"})
 
 
-def _merge(old: pd.DataFrame, new: pd.DataFrame, one_run: bool) -> pd.DataFrame:
+def _merge(old: pd.DataFrame, new: pd.DataFrame, one_run: bool, key: Sequence[str]) -> pd.DataFrame:
     """Old rows in their order, replaced where measured anew, then the rows that are new."""
-    lines = {tuple(line[name] for name in KEY): line for line in old.to_dict("records")}
-    measured = {tuple(line[name] for name in KEY): line for line in new.to_dict("records")}
+
+    def by_key(frame: pd.DataFrame) -> dict[tuple[str, ...], dict[Any, Any]]:
+        return {tuple(str(line[name]) for name in key): line for line in frame.to_dict("records")}
+
+    lines, measured = by_key(old), by_key(new)
     changed = {
-        key: line
-        for key, line in measured.items()
-        if key not in lines or _essence(lines[key]) != _essence(line)
+        name: line
+        for name, line in measured.items()
+        if name not in lines or _essence(lines[name]) != _essence(line)
     }
     lines |= measured if one_run and changed else changed
     merged = pd.DataFrame(list(lines.values()), columns=list(COLUMNS))
@@ -342,12 +335,6 @@ def _types() -> Any:
     kinds: dict[str, Any] = dict.fromkeys(COLUMNS, str)
     kinds.update(dict.fromkeys(NUMBERS, float))
     return {**kinds, "images": "Int64", "seed": "Int64"}
-
-
-def _turn(path: Path) -> FileLock:
-    """A lock for the file, kept outside the repository."""
-    mark = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    return FileLock(Path(tempfile.gettempdir()) / f"ovss-{mark}.lock")
 
 
 def _ours(ours: pd.DataFrame, row: str, dataset: str) -> dict[str, float]:
