@@ -23,6 +23,7 @@ from ovss.methods import pnp_maps
 from ovss.methods.pnp_configs import CONFIGS
 from ovss.methods.pnp_ovss import Pass, PnpOvss, Quirks
 from ovss.refine.crf import DenseCrf
+from ovss.segmenter import Method
 
 Array = np.ndarray[Any, Any]
 DATASETS = {
@@ -42,12 +43,19 @@ REASONS = {"select_margin": "how clear the choice of patches was"}
 
 
 @dataclass(frozen=True)
-class Known:
+class Known(Method):
     """A method whose maps are known: the refiners of another one, and what they refine."""
 
-    refiners: tuple[Any, ...]
+    steps: tuple[Any, ...]
     maps: tuple[torch.Tensor, ...]
     name: str = "known"
+
+    may_be_nan = True
+
+    @property
+    def refiners(self) -> tuple[Any, ...]:
+        """Those of the other method."""
+        return self.steps
 
     def score_each(self, images: Any, vocabularies: Any) -> list[torch.Tensor]:
         """One [K, h, w] per image."""
