@@ -27,6 +27,7 @@ NOT_COUNTING = ("reporting", "lab", "training", "cli.py", "__main__.py", "fetch.
 LIBRARIES = (
     "torch", "numpy", "pillow", "open_clip_torch", "transformers", "diffusers", "pydensecrf",
 )  # fmt: skip
+SPEED = ("device", "capacity", "map_values")  # where a network runs, and what its cache holds
 INSTALLED = ("site-packages", "dist-packages")
 
 
@@ -115,7 +116,7 @@ def _deciding(part: Any) -> Mapping[str, Any]:
     if code := _foreign_code(part):
         shown = {} if inspect.isroutine(part) or isinstance(part, type) else _public(part)
         values = {"code": code, **shown, **values}
-    left_out = ("device", *getattr(part, "speed_options", ()))
+    left_out = (*SPEED, *getattr(part, "speed_options", ()))
     return {name: value for name, value in values.items() if name not in left_out}
 
 

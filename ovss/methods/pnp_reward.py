@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..backbones.clip import ClipBackbone
-from ..errors import OvssError
+from ..errors import OvssError, ScoreError
 from ..refine.blur import Blur, minmax_normalise
 from ..vocabulary import Vocabulary
 from .pnp_maps import upsample
@@ -194,7 +194,11 @@ class Reward:
         text = self.clip.text_features(Vocabulary.of(example.names)).float()
         square = example.image.resize((self._side, self._side), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)
-        return Judged(maps, pixels, text, self._class_probabilities(black, text)[0])
+        unmasked = self._class_probabilities(black, text)[0]  # [K]
+        if not (maps.isfinite().all() and unmasked.isfinite().all()):
+            networks = (self.method.backbone.checkpoint, self.clip.checkpoint)
+            raise ScoreError(self.method.name, 0, networks, example.id)
+        return Judged(maps, pixels, text, unmasked)
 
     def _class_probabilities(self, embedded: Tensor, text: Tensor) -> Tensor:
         """Eq. 6: probabilities [V, K] of the image's classes for views [V, E]."""
