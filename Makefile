@@ -23,6 +23,7 @@ help:
 	@echo 'make lint                ruff and mypy'
 	@echo 'make zoo [MODEL=clip] [DEVICE=cpu]  train the miniature networks again (all, or one)'
 	@echo 'make lab-data            render the miniature benchmark under data/lab again'
+	@echo 'make coverage            how often the intervals hold the truth, simulated on the recorded counts'
 	@echo 'make bench               CLIPer, PnP-OVSS against plain transcriptions; ms an image, of every method'
 	@echo 'make env                 the Python environment alone'
 	@echo 'make lock                resolve requirements.in into requirements.lock again'
@@ -157,7 +158,7 @@ test: lint
 	@OVSS_SITE=build/smoke/site/_build/html $(PY) -m pytest
 
 # --- The lab -------------------------------------------------------------------------------------
-.PHONY: zoo lab-data bench
+.PHONY: zoo lab-data bench coverage
 zoo: $(STAMP)
 	@$(PY) -m ovss.lab.zoo $(MODEL) $(if $(DEVICE),--device $(DEVICE))
 
@@ -166,6 +167,9 @@ lab-data: $(STAMP)
 
 bench: $(STAMP)
 	@$(PY) tools/bench $(if $(DEVICE),--device $(DEVICE))
+
+coverage: $(STAMP)
+	@$(PY) tools/coverage.py --profile $(PROFILE)
 
 # --- Cleaning ------------------------------------------------------------------------------------
 .PHONY: clean distclean

@@ -1,4 +1,4 @@
-"""Results files, published numbers beside them, and verdicts on claims."""
+"""Results files, and published numbers beside them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ import pytest
 from ovss import paths
 from ovss.errors import OvssError
 from ovss.evaluation import metrics
-from ovss.evaluation.intervals import Difference
 from ovss.evaluation.result import Result
 from ovss.reporting import kept_counts, results
-from ovss.reporting.claims import Cell, Claim, claims_table, judge, paired_difference, worded
 from ovss.reporting.results import COLUMNS, Counts, ResultsError
 
 
@@ -310,23 +308,6 @@ def test_a_star_makes_another_row(results_folder: Path) -> None:
         np.testing.assert_array_equal(kept.areas, one.areas)
 
 
-def test_claims_about_image_scores(results_folder: Path) -> None:
-    for row, hit in (("good", 0.8), ("bad", 0.4)):
-        results.record(scored(hit), "t2", row, threshold=0.5)
-        results.record(scored(hit), "t1", row)  # without image scores
-    pair = (Cell("t2", "good", "lab-21"), Cell("t2", "bad", "lab-21"))
-    test = Claim("c", "", (pair,), metric="mAP").tests()[0]
-    values = results.read(results.file_of("t2")).query("metric == 'mAP'").set_index("row")["value"]
-    assert test.difference is not None and test.verdict == "holds"
-    assert test.difference.value == pytest.approx(values["good"] - values["bad"], abs=1e-3)
-    assert Claim("c", "", (pair[::-1],), metric="F1").verdict() == "does not hold"
-    unkept = (Cell("t1", "good", "lab-21"), Cell("t1", "bad", "lab-21"))
-    with pytest.raises(ValueError, match="image scores"):
-        Claim("c", "", (unkept,), metric="mAP").verdict()
-    with pytest.raises(OvssError, match="metric"):
-        Claim("c", "", (pair,), metric="AP").verdict()
-
-
 def test_rows_of_one_run_stay_together(tmp_path: Path) -> None:
     path = tmp_path / "t4.csv"
 
@@ -399,50 +380,3 @@ def test_compare(results_folder: Path) -> None:
     assert pairs == [["fused", "lab-20"], ["other", "lab-all"]]  # nothing that was not to be run
     cells = results.side_by_side("elf", paper="cliper", table=5, datasets={"lab-20": "VOC"})
     assert cells["row"].tolist() == ["fused"] and math.isnan(cells["published"].iloc[0])
-
-
-def claim(margin: float = 0.0) -> Claim:
-    better, worse = Cell("e", "better", "lab-21"), Cell("e", "worse", "lab-21")
-    return Claim("helps", "better is better (Table 6)", ((better, worse),), margin)
-
-
-def test_words_follow_the_interval() -> None:
-    for gap, word in (((2, 1, 3), "up"), ((-2, -3, -1), "down"), ((0, -1, 1), "may do either")):
-        assert worded(Difference(*gap), "up", "down") == word
-    assert worded(Difference(0, -1, 1), "up", "down", "open") == "open"
-
-
-def test_verdicts(results_folder: Path) -> None:
-    assert claim().verdict() == "not run yet"
-    results.record(result(hit=0.8, seed=1), "e", "better")
-    results.record(result(hit=0.6, seed=1), "e", "worse")
-    assert claim().verdict() == "holds"
-    assert claim(margin=90).verdict() == "does not hold"
-    test = claim().tests()[0]
-    assert test.difference is not None
-    low, high = test.difference.low, test.difference.high
-    assert low < test.difference.value < high
-    assert claim(margin=(low + high) / 2).verdict() == "undecided"
-    turned = Claim("turned", "", tuple((b, a) for a, b in claim().cells))
-    assert turned.verdict() == "does not hold"
-    both = Claim("both", "", claim().cells + turned.cells)
-    assert both.verdict() == "does not hold"
-    table = claims_table([claim(), turned])
-    assert table["verdict"].tolist() == ["holds", "does not hold"]
-    assert table["difference"][0].startswith("+") and table["difference"][1].startswith("-")
-
-
-def test_judge_at_the_borders() -> None:
-    assert judge(Difference(1, 0.1, 2)) == "holds"
-    assert judge(Difference(-1, -2, -0.1)) == "does not hold"
-    assert judge(Difference(0.5, -0.1, 1)) == judge(Difference(0, 0, 0)) == "undecided"
-
-
-def test_only_runs_on_the_same_images_are_paired() -> None:
-    area = result().areas
-    one = Counts(("a", "b"), area[:2], True)
-    with pytest.raises(ValueError, match="same images"):
-        paired_difference(one, Counts(("a", "c"), area[:2], True))
-    with pytest.raises(ValueError, match="same images"):
-        paired_difference(one, Counts(("a", "b"), area[:2], False))
-    assert paired_difference(one, one) == (0, 0, 0)
