@@ -211,7 +211,9 @@ def find(source: str | Path) -> Path | Checkpoint:
     """
     name = str(source)
     if name in ZOO:
-        return _existing(zoo_folder(name), f"train it with `make zoo MODEL={name}`")
+        lab_is_here = paths.data("lab").is_dir()
+        train = f"train it with `make zoo MODEL={name}`"
+        return _existing(zoo_folder(name), train if lab_is_here else paths.FROM_THE_REPOSITORY)
     if name in CHECKPOINTS:
         return CHECKPOINTS[name]
     path = Path(name).expanduser()
