@@ -18,7 +18,7 @@ from ovss.errors import OvssError
 from ovss.evaluation import metrics
 from ovss.evaluation.result import Result
 from ovss.reporting import kept_counts, results
-from ovss.reporting.results import COLUMNS, Counts, ResultsError
+from ovss.reporting.results import COLUMNS, ResultsError
 
 
 def result(hit: float = 0.7, seed: int = 0, images: int = 40, **changes: Any) -> Result:

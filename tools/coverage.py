@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ovss import paths
 from ovss.evaluation import intervals, metrics
 from ovss.reporting import results
+from ovss.reporting.kept_counts import Counts
 
 SMALLER = (60, 100)  # benchmarks of the rows of CLIPer's Table 1
 RESAMPLES = 200
@@ -43,7 +44,7 @@ def cases(profile: str, only: str) -> Iterator[Case]:
         frame = frame[frame["metric"] == "mIoU"]
         for place, part in frame.groupby(["dataset", "protocol"], sort=False):
             dataset, protocol = (str(name) for name in place)
-            counts = {}
+            counts: dict[str, Counts] = {}
             for row in dict.fromkeys(part["row"]):
                 found = results.read_counts(file.stem, row, dataset, protocol, profile)
                 counts |= {row: found} if found else {}

@@ -25,7 +25,8 @@ import pandas as pd
 from .. import paths
 from ..errors import OvssError
 from ..evaluation import headroom, intervals, metrics
-from .results import Counts, file_of, read, read_counts
+from .kept_counts import Counts
+from .results import file_of, read, read_counts
 
 Verdict = Literal[
     "does not hold", "not run yet", "cannot be decided here", "undecided", "holds"
