@@ -10,7 +10,8 @@ MODEL ?=
 DEVICE ?=
 # Notebooks at a time, unless -j says so: one for each core, four at most; on a GPU one.
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-JOBS ?= $(if $(filter paper,$(PROFILE)),1,$(shell echo $$(($(CORES) < 4 ? $(CORES) : 4))))
+CORES_USED := $(shell echo $$(($(CORES) < 4 ? $(CORES) : 4)))
+JOBS ?= $(if $(filter paper,$(PROFILE)),1,$(CORES_USED))
 PARALLEL = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
 BUILD := build/$(PROFILE)
 
@@ -149,13 +150,16 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+# As many tests at a time as notebooks; a file's tests stay together and share what they load.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES_USED) --dist loadfile
+
 unit: $(STAMP)
-	@$(PY) -m pytest -m 'not site'
+	@$(PYTEST) -m 'not site'
 
 # The tests come last, so that the last line of the output is pytest's.
 test: lint
 	@$(MAKE) --no-print-directory PROFILE=smoke site
-	@OVSS_SITE=build/smoke/site/_build/html $(PY) -m pytest
+	@OVSS_SITE=build/smoke/site/_build/html $(PYTEST)
 
 # --- The lab -------------------------------------------------------------------------------------
 .PHONY: zoo lab-data bench coverage

@@ -32,6 +32,8 @@ def find_device(name: str | torch.device, *, tf32: bool | None = None) -> torch.
         if not isinstance(name, str | torch.device):
             raise TypeError("it must be a name")
         device = torch.device(name)
+        if device.type != "cpu" and (device.index or 0) >= max(1, torch.accelerator.device_count()):
+            raise IndexError("there are fewer")
         torch.ones(1, device=device).sum().item()
     except Exception as error:  # of many types: plug-ins and drivers raise what they like
         raise OvssError(_explain(name, error)) from None
