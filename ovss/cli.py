@@ -419,7 +419,7 @@ def _build(options: argparse.Namespace) -> tuple[Any, str]:
         try:
             return load(options.method, profile, dataset=dataset, **chosen), ""
         except NoSettingsError as error:
-            why = str(error)
+            why = str(error).partition(":")[0]
     return load(options.method, profile, **chosen), why
 
 

@@ -127,7 +127,7 @@ def write(
         ResultsError: a row lacks a KEY column or its value, or has an unknown column; the file
             is none of results; another process keeps it locked.
     """
-    target = Path(path)
+    target = paths.expand(path)
     kept = {row: arrays_of(result, row, threshold) for row, result in (counts or {}).items()}
     new = _frame(_with_counts(line, kept) for line in rows)
     with locked(target):
@@ -158,10 +158,10 @@ def read(path: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         ResultsError: the file's columns are not COLUMNS.
     """
-    if not Path(path).is_file():
+    if not paths.expand(path).is_file():
         return _frame([])
     try:
-        frame = pd.read_csv(path, dtype=_types(), keep_default_na=False, na_values=[""])
+        frame = pd.read_csv(paths.expand(path), dtype=_types(), keep_default_na=False, na_values=[""])
     except (ValueError, TypeError, OverflowError, OSError) as error:
         raise ResultsError(f"{path} is no results file: {error}") from None
     if tuple(frame.columns) == COLUMNS[:-1]:  # written before rows named their counts
