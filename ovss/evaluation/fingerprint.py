@@ -27,7 +27,7 @@ NOT_COUNTING = ("reporting", "lab", "training", "cli.py", "__main__.py", "fetch.
 LIBRARIES = (
     "torch", "numpy", "pillow", "open_clip_torch", "transformers", "diffusers", "pydensecrf",
 )  # fmt: skip
-SPEED = ("device", "capacity", "map_values")  # where a network runs, and what its cache holds
+SPEED = ("device", "capacity", "map_capacity")  # where a network runs, and what its cache holds
 INSTALLED = ("site-packages", "dist-packages")
 
 

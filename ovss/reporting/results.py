@@ -158,10 +158,11 @@ def read(path: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         ResultsError: the file's columns are not COLUMNS.
     """
-    if not paths.expand(path).is_file():
+    file = paths.expand(path)
+    if not file.is_file():
         return _frame([])
     try:
-        frame = pd.read_csv(paths.expand(path), dtype=_types(), keep_default_na=False, na_values=[""])
+        frame = pd.read_csv(file, dtype=_types(), keep_default_na=False, na_values=[""])
     except (ValueError, TypeError, OverflowError, OSError) as error:
         raise ResultsError(f"{path} is no results file: {error}") from None
     if tuple(frame.columns) == COLUMNS[:-1]:  # written before rows named their counts
