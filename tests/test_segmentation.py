@@ -186,6 +186,17 @@ def test_shares_legend_overlay() -> None:
     assert mixed[0, 0].tolist() == [64, 0, 0] and mixed[0, 2].tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("second", ["boat", "background (no class)"])
+def test_a_class_called_background_is_told_from_no_class(second: str, tmp_path: Path) -> None:
+    labels, image = torch.tensor([[0, 0, -1, 1]]), Image.new("RGB", (4, 1))
+    names = ("background", second)
+    one = Segmentation(labels, torch.rand(2, 1, 1), names, image, torch.rand(2))
+    assert one.shares["background"] == 0.5 and one.shares[second] == 0.25
+    assert sum(one.shares.values()) == 1 and len(one.shares) == 3
+    with Image.open(one.save(tmp_path / "o.png")) as saved:
+        assert json.loads(saved.info[NAMES_KEY]) == ["background", *names]
+
+
 def test_show_changes_no_global_setting() -> None:
     import matplotlib as mpl
 
