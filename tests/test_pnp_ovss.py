@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,18 @@ from torch import Tensor
 import ovss
 from clips import noise
 from itms import save_blip, save_bridgetower
-from ovss import Segmenter, Vocabulary, cli
+from ovss import Segmenter, Vocabulary, cli, paths
 from ovss.backbones.itm import ItmBackbone, Matching, Prompt
 from ovss.errors import OvssError, UnknownNameError
 from ovss.labels import BACKGROUND
-from ovss.methods.pnp_configs import CONFIGS, SOLUTIONS_ON, unsearched
+from ovss.methods.pnp_configs import (
+    CONFIGS,
+    SOLUTIONS,
+    SOLUTIONS_ON,
+    searched_as,
+    solution,
+    unsearched,
+)
 from ovss.methods.pnp_ovss import PnpOvss, Quirks
 from ovss.provenance import describe
 from ovss.refine.crf import DenseCrf
@@ -449,27 +458,47 @@ def test_load_takes_the_authors_settings(blip: ItmBackbone) -> None:
         ovss.load("pnp-ovss", dataset="ade", **here)
 
 
-def test_load_finds_the_layer_of_a_known_checkpoint(tmp_path: Path) -> None:
-    """Table 2's, for networks of those names."""
-    tower = {"num_hidden_layers": 8, "num_attention_heads": 16, "hidden_size": 64}
-    folder = save_blip(tmp_path / "blip-itm-large", text_config=tower)
-    method = ovss.load("pnp-ovss", "paper", itm=folder).method
-    assert isinstance(method, PnpOvss)
-    assert (method.layer, method.head, method.size) == (7, 9, 336)
+def test_load_finds_what_was_searched_by_the_weights(tmp_path: Path) -> None:
+    """The lab's BLIP in a folder of another name; and other weights in a folder of its name."""
+    shutil.copytree(paths.data("lab", "zoo", "blip-itm"), tmp_path / "1a2b3c")
+    renamed = ovss.load("pnp-ovss", itm=tmp_path / "1a2b3c").method
+    stranger = ovss.load("pnp-ovss", itm=save_blip(tmp_path / "blip-itm")).method
+    assert isinstance(renamed, PnpOvss) and isinstance(stranger, PnpOvss)
+    for option, value in SOLUTIONS["blip-itm"].items():
+        assert getattr(renamed, option) == value
+    layers = stranger.backbone.layers
+    assert {"layer": stranger.layer, "head": stranger.head} == unsearched(layers)
+    assert (stranger.layer, stranger.head) != (renamed.layer, renamed.head)
 
 
-def test_load_finds_the_head_of_a_data_set(tmp_path: Path) -> None:
+def test_published_weights_are_known_by_where_they_came_from() -> None:
+    large = "0123456789ab"
+    assert searched_as(f"x@{large} (Salesforce/blip-itm-large-coco@0a1b2c)") == "blip-itm-large"
+    assert searched_as(f"blip-itm-large@{large} (somebody/else@0a1b2c)") is None
+    assert searched_as(f"blip-itm-large@{large}") is searched_as("looker@0") is None
+    network: Any = SimpleNamespace(checkpoint=f"blip-itm-large@{large}", layers=12)
+    assert solution(network, "blip-itm-large", None) == SOLUTIONS["blip-itm-large"]
+    assert solution(network, Path("blip-itm-large"), None) == unsearched(12)
+
+
+def test_load_finds_the_head_of_a_data_set() -> None:
     """The lab's BLIP has one for things, and one for things and stuff."""
-    folder = save_blip(tmp_path / "blip-itm")
     usual, things, both = (
-        ovss.load("pnp-ovss", itm=folder, **given).method
+        ovss.load("pnp-ovss", **given).method
         for given in ({}, {"dataset": "lab-21"}, {"dataset": "lab-all"})
     )
-    assert all(isinstance(one, PnpOvss) for one in (usual, things, both))
+    assert isinstance(usual, PnpOvss) and isinstance(things, PnpOvss) and isinstance(both, PnpOvss)
     assert replace(things, backbone=usual.backbone) == usual and usual.background == "voc"
     for option, value in SOLUTIONS_ON["blip-itm", "lab-all"].items():
         assert getattr(both, option) == value
     assert both.background is None
+
+
+def test_image_scores_are_of_one_kind() -> None:
+    """A CRF's probability is no GradCAM: only the last step counts, and NaN shows no class."""
+    method = by_hand()
+    coarse, refined = torch.full((2, 1, 1), 50.0), torch.tensor([[[0.2, 0.7]], [[torch.nan, 0.1]]])
+    torch.testing.assert_close(method.image_scores(coarse, refined), torch.tensor([0.7, 0.0]))
 
 
 def test_load_errors(blip: ItmBackbone, tmp_path: Path) -> None:
