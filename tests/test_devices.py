@@ -79,6 +79,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         "get_device_properties",
         lambda device: SimpleNamespace(total_memory=(80 if device.index == 1 else 2) * 2**30),
     )
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     names = {"cuda": "first", "cuda:0": "first", "cuda:1": "second"}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: names[str(device)])
 

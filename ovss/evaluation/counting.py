@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,11 +18,13 @@ from ..datasets import Dataset, Sample
 from ..errors import OvssError, ScoreError
 from ..labels import BACKGROUND
 from ..provenance import describe, device_name, find
+from ..segmentation import Segmentation
 from ..segmenter import Segmenter
 from ..taggers import Oracle, Tagger
 from ..vocabulary import Vocabulary
 from . import fingerprint, metrics
 from .journal import Journal, Record, ResumeError
+from .memory import FittingBatches
 from .result import IntArray, Result
 
 Classes = Literal["all", "image"] | Tagger
@@ -137,12 +139,24 @@ class Run:
             else:
                 yield np.full(sample.target.shape, BACKGROUND)
 
-    def _segment(self, samples: Sequence[Sample], words: Any) -> Any:
-        """The segmentations of samples; an error about scores names the image by its id."""
+    @cached_property
+    def batches(self) -> FittingBatches:
+        """Splits batches that do not fit into memory, unless their images depend on one another."""
+        return FittingBatches(divisible=not self.segmenter.method.depends_on_batch)
+
+    def _segment(
+        self, samples: Sequence[Sample], words: Vocabulary | Sequence[Vocabulary]
+    ) -> list[Segmentation]:
+        """The segmentations of samples with one vocabulary, or with one each."""
+        each = [words] * len(samples) if isinstance(words, Vocabulary) else words
+        return self.batches.map(self._segment_part, list(zip(samples, each, strict=True)))
+
+    def _segment_part(self, part: Sequence[tuple[Sample, Vocabulary]]) -> list[Segmentation]:
+        """The segmentations of what fits; an error about scores names the image by its id."""
         try:
-            return self.segmenter([sample.image for sample in samples], words)
+            return self.segmenter([sample.image for sample, _ in part], [word for _, word in part])
         except ScoreError as error:
-            raise error.of(samples[error.index].id) from None
+            raise error.of(part[error.index][0].id) from None
 
 
 class Tally:
