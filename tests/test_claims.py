@@ -170,9 +170,12 @@ def test_claims_by_several_metrics() -> None:
         assert test.difference.value == pytest.approx(gap, abs=1e-3)
     with pytest.raises(OvssError, match="metric"):
         claim(metrics=("AP",)).verdict()
-    record("better", 0.9)  # without image scores
+    place = results.read(results.file_of("e")).loc[0, ["dataset", "protocol"]]
+    counts = [results.read_counts("e", row, *place) for row in ("better", "worse")]
+    bare = [one._replace(image_level=None) for one in counts if one]
+    assert len(bare) == 2
     with pytest.raises(ClaimError, match="image scores"):
-        claim(metrics=("mAP",)).verdict()
+        paired_difference(*bare, metric="mAP")
 
 
 def test_a_claim_without_cells_is_refused() -> None:

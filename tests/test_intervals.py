@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ovss import paths
 from ovss.evaluation import intervals, metrics
 from ovss.evaluation.intervals import IntervalError
+from ovss.reporting import results
 
-COUNTS = paths.root() / "data" / "results" / "lab" / "counts"
 GIVEN = "mmseg-image-classes"
 
 
@@ -36,10 +35,10 @@ def areas_of(
 
 def recorded(experiment: str, row: str, dataset: str, protocol: str = "") -> np.ndarray:
     """Areas of a row of the book, without the background where it is no class."""
-    name = "__".join(filter(None, (experiment, row, dataset, protocol)))
-    with np.load(COUNTS / f"{name}.npz") as file:
-        area, background = file["areas"].astype(float), bool(file["has_background"])
-    area[:, :, 0] *= background  # a class without pixels does not count
+    found = results.read_counts(experiment, row, dataset, protocol or "mmseg", "lab")
+    assert found is not None
+    area = found.areas.astype(float)
+    area[:, :, 0] *= found.has_background  # a class without pixels does not count
     return area
 
 
@@ -207,16 +206,16 @@ def test_thin_classes() -> None:
 BENCHMARKS = 150
 LEAST = 0.92 - 2.33 * np.sqrt(0.92 * 0.08 / BENCHMARKS)
 SIMULATED: dict[str, tuple[list[tuple[str, ...]], int]] = {  # rows, images of a benchmark
-    "a row on 400": ([("cliper-table1", "CLIPer-2024", "lab-21")], 400),
-    "classes given, on 400": ([("cliper-table1", "CLIPer-2024", "lab-all", GIVEN)], 400),
+    "a row on 400": ([("cliper-table1", "CLIPer (2024)", "lab-21")], 400),
+    "classes given, on 400": ([("cliper-table1", "CLIPer (2024)", "lab-all", GIVEN)], 400),
     "a low mIoU, on 100": ([("cliper-table1", "MaskCLIP", "lab-all")], 100),
-    "all asked, on 60": ([("cliper-table1", "CLIPer-2024", "lab-all")], 60),
+    "all asked, on 60": ([("cliper-table1", "CLIPer (2024)", "lab-all")], 60),
     "a difference on 400": (
-        [("cliper-table2", "CLIPer-star", "lab-all"), ("cliper-table2", "CLIPer", "lab-all")],
+        [("cliper-table2", "CLIPer*", "lab-all"), ("cliper-table2", "CLIPer", "lab-all")],
         400,
     ),
     "a difference on 60": (
-        [("cliper-table1", "CLIPer-2024", "lab-20"), ("cliper-table1", "SCLIP", "lab-20")],
+        [("cliper-table1", "CLIPer (2024)", "lab-20"), ("cliper-table1", "SCLIP", "lab-20")],
         60,
     ),
 }
@@ -231,6 +230,6 @@ def test_coverage_on_recorded_counts(case: str) -> None:
 
 
 def test_percentile_intervals_of_few_images_do_not_keep_their_promise() -> None:
-    run = recorded("cliper-table6", "Query-query-last", "lab-all", GIVEN)
+    run = recorded("cliper-table6", "Query-query | last", "lab-all", GIVEN)
     share = intervals.coverage([run], [1.0], 60, benchmarks=BENCHMARKS, n=200)
     assert share["percentile"] < LEAST < share["studentised"]

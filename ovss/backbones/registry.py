@@ -213,7 +213,8 @@ def find(source: str | Path) -> Path | Checkpoint:
     if name in ZOO:
         lab_is_here = paths.data("lab").is_dir()
         train = f"train it with `make zoo MODEL={name}`"
-        return _existing(zoo_folder(name), train if lab_is_here else paths.FROM_THE_REPOSITORY)
+        away = f"{paths.FROM_THE_REPOSITORY}, or {train} there"
+        return _existing(zoo_folder(name), train if lab_is_here else away)
     if name in CHECKPOINTS:
         return CHECKPOINTS[name]
     path = Path(name).expanduser()
