@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ovss import OvssError
-from ovss.reporting.layer_head_map import LayerHeadMap, Panel
+from ovss.reporting.layer_head_map import LayerHeadMap, Panel, place_name
 
 VALUES = np.array([[1.0, 25.25], [math.nan, 50.0]])
 
@@ -72,3 +72,8 @@ def test_panels_must_fit() -> None:
         made(start=(2, 0))
     with pytest.raises(OvssError, match="picture"):
         made(panels={**panels(), (0, 0): Panel(("none",), {}, "nothing")})
+
+
+def test_readers_count_layers_and_heads_from_one() -> None:
+    assert place_name(2, 3) == "layer 3, head 4" and place_name(0) == "layer 1"
+    assert place_name(2, 0) == "layer 3, head 1"

@@ -152,6 +152,11 @@ def _caption(text: str) -> str:
     return f"<figcaption><p>{escape(text)}</p></figcaption>" if text else ""
 
 
+def place_name(layer: int, head: int | None = None) -> str:
+    """Name a layer and head, counted from 0 in code, as readers and papers count: from 1."""
+    return f"layer {layer + 1}" if head is None else f"layer {layer + 1}, head {head + 1}"
+
+
 def _colours(value: float, all_values: NDArray[Any]) -> tuple[str, str]:
     """Background and text of a cell; one without a value is grey."""
     if not np.isfinite(value):
