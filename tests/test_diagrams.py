@@ -17,7 +17,7 @@ def texts(drawing: Diagram) -> list[str]:
     return [node.text or "" for node in ET.fromstring(drawing._repr_svg_()).iter(f"{SVG}text")]
 
 
-@pytest.mark.parametrize("made", [diagrams.last_layers, diagrams.cliper])
+@pytest.mark.parametrize("made", [diagrams.last_layers, diagrams.cliper, diagrams.pnp_ovss])
 def test_diagrams_are_pictures_with_all_their_parts(made: object) -> None:
     drawing = made()  # type: ignore[operator]
     picture = ET.fromstring(drawing._repr_svg_())

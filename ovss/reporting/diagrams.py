@@ -174,6 +174,44 @@ def cliper() -> Diagram:
     return Diagram("CLIPer: early-layer fusion, then fine-grained compensation", boxes, arrows)
 
 
+def pnp_ovss() -> Diagram:
+    """Draw PnP-OVSS: GradCAM of one head, Salience DropOut, blur and CRF (PnP-OVSS, Figure 3)."""
+    boxes = [
+        Box("words", "“A picture of\ncat dog”", 0, 0, 2, 2, "given"),
+        Box("image", "image", 0, 4.25, 1.1, 1.5, "given"),
+        Box("encoder", "image encoder", 1.7, 4, 2, 2),
+        Box("text", "text encoder with\ncross-attention\nto the patches", 4.3, 3.65, 2.2, 2.7),
+        Box("head", "matching head:\nmatch, no match", 7.1, 4, 2.1, 2),
+        Box("attention", "attention A of one\nlayer and head", 4.3, 7.6, 2.2, 2, "kept"),
+        Box("gradient", "gradient of the\nmatch: ∂y/∂A", 7.1, 7.6, 2.1, 2, "kept"),
+        Box("gradcam", "A × max(0, ∂y/∂A)\n(Eq. 1)", 4.3, 11, 2.2, 2, "changed"),
+        Box(
+            "select",
+            "drop the 10 most\nsalient patches, in\n3 rounds (Eq. 2–5)",
+            1.7,
+            10.85,
+            2,
+            2.3,
+            "changed",
+        ),
+        Box("sum", "sum over\nthe passes", 7.1, 11, 2.1, 2, "changed"),
+        Box("threshold", "threshold", 9.9, 11.25, 1.9, 1.5, "changed"),
+        Box("blur", "Gaussian blur", 9.9, 8.5, 1.9, 1.5, "changed"),
+        Box("crf", "dense CRF", 9.9, 5.75, 1.9, 1.5, "changed"),
+        Box("labels", "labels", 9.9, 3, 1.9, 1.5, "found"),
+    ]
+    arrows = [
+        Arrow("words.r", "text.t", bend="-|"), Arrow("image.r", "encoder.l"),
+        Arrow("encoder.r", "text.l"), Arrow("text.r", "head.l"), Arrow("text.b", "attention.t"),
+        Arrow("head.b", "gradient.t"), Arrow("attention.b", "gradcam.t"),
+        Arrow("gradient.b", "gradcam.t"), Arrow("gradcam.l", "select.r"),
+        Arrow("select.l", "image.b", bend="-|"), Arrow("gradcam.r", "sum.l"),
+        Arrow("sum.r", "threshold.l"), Arrow("threshold.t", "blur.b"), Arrow("blur.t", "crf.b"),
+        Arrow("crf.t", "labels.b"),
+    ]  # fmt: skip
+    return Diagram("PnP-OVSS: GradCAM, Salience DropOut, then blur and CRF", boxes, arrows)
+
+
 def _last_layer(number: int, method: str, attention: str, rest: bool) -> list[Box]:
     """One method's last block as a column of boxes, from the top down."""
     x = 2.15 * number
