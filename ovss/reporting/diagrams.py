@@ -71,14 +71,14 @@ class Arrow:
         end: likewise; the head is there.
         label: a few words above its middle.
         kind: its colour.
-        bend: turn once, going across first ("-|") or down first ("|-"); straight by default.
+        bend: turn once, going "across" first or "down" first; straight by default.
     """
 
     start: str
     end: str
     label: str = ""
     kind: Kind = "given"
-    bend: Literal["", "-|", "|-"] = ""
+    bend: Literal["", "across", "down"] = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -201,11 +201,11 @@ def pnp_ovss() -> Diagram:
         Box("labels", "labels", 9.9, 3, 1.9, 1.5, "found"),
     ]
     arrows = [
-        Arrow("words.r", "text.t", bend="-|"), Arrow("image.r", "encoder.l"),
+        Arrow("words.r", "text.t", bend="across"), Arrow("image.r", "encoder.l"),
         Arrow("encoder.r", "text.l"), Arrow("text.r", "head.l"), Arrow("text.b", "attention.t"),
         Arrow("head.b", "gradient.t"), Arrow("attention.b", "gradcam.t"),
         Arrow("gradient.b", "gradcam.t"), Arrow("gradcam.l", "select.r"),
-        Arrow("select.l", "image.b", bend="-|"), Arrow("gradcam.r", "sum.l"),
+        Arrow("select.l", "image.b", bend="across"), Arrow("gradcam.r", "sum.l"),
         Arrow("sum.r", "threshold.l"), Arrow("threshold.t", "blur.b"), Arrow("blur.t", "crf.b"),
         Arrow("crf.t", "labels.b"),
     ]  # fmt: skip
@@ -263,7 +263,7 @@ def _arrow(arrow: Arrow, boxes: Mapping[str, Box]) -> str:
         name, _, side = end.partition(".")
         ends.append(boxes[name].port(side))
     (x, y), (u, v) = ends
-    turn = {"-|": f"H {u:.1f}", "|-": f"V {v:.1f}"}.get(arrow.bend, "")
+    turn = {"across": f"H {u:.1f}", "down": f"V {v:.1f}"}.get(arrow.bend, "")
     colour = "#bbbbbb" if arrow.kind == "dropped" else "#444444"
     head = "faint" if arrow.kind == "dropped" else "dark"
     label = (
