@@ -121,8 +121,7 @@ class PublishedAnswers:
             classes: how many classes it has.
             options: the fields of this class.
 
-        Warns:
-            UserWarning: some answers cannot be read, or hold odd probabilities.
+        A warning tells how many answers cannot be read or hold odd probabilities.
 
         Raises:
             OvssError: the file is missing, is no JSON object, or none of its answers can be read.
