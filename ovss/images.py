@@ -161,7 +161,9 @@ def _from_pil(image: Image.Image, name: str) -> Photo:
     _check_size(image.width, image.height, name, ImageError)
     image.load()  # before the EXIF block, for whose sake some readers load, too
     orientation = read_orientation(image)
-    return Photo(name, _to_rgb(upright(image, orientation), name), orientation)
+    found = _to_rgb(upright(image, orientation), name)
+    found.info = {}  # without the tag, by which the next reader would turn it once more
+    return Photo(name, found, orientation)
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

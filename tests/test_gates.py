@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from ovss import Vocabulary
+from ovss import Segmenter, Vocabulary
 from ovss.datasets import open_dataset
 from ovss.datasets.base import check_inside, read_ids, read_names
 from ovss.errors import (
@@ -40,10 +40,11 @@ from ovss.errors import (
     printable,
     shorten,
 )
-from ovss.images import read_image
+from ovss.images import read_image, read_orientation
 from ovss.paths import atomic, check_destination, data, read_lines, read_text
 from ovss.segmentation import check_output
 from test_evaluate import environment
+from toys import ColourMethod
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow, of EXIF blocks
 UPRIGHT = np.zeros((40, 60, 3), np.uint8)
@@ -177,8 +178,16 @@ def test_every_orientation_is_turned_upright(orientation: int, folder: Path) -> 
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(UPRIGHT).save(folder / "turned.png", exif=exif)
-    np.testing.assert_array_equal(np.asarray(read_image(folder / "turned.png")), expected)
+    for suffix in ("png", "jpg", "tif", "webp"):
+        path = folder / f"turned.{suffix}"
+        Image.fromarray(UPRIGHT).save(path, exif=exif)
+        once = read_image(path)
+        assert once.size == expected.shape[1::-1]
+        assert suffix != "png" or np.array_equal(np.asarray(once), expected)
+        np.testing.assert_array_equal(np.asarray(read_image(once)), np.asarray(once))
+    with Image.open(path) as opened:  # a PIL image of the user's keeps its tag
+        assert read_image(opened).size == once.size
+        assert read_orientation(opened) == orientation
 
 
 @settings(max_examples=60)
@@ -349,21 +358,31 @@ def one_scene(base: Path, orientation: int = 0, mask: np.ndarray = LABELS, tag: 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_masks_are_turned_with_their_images(
-    tmp_path: Path, orientation: int, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, orientation: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By rule a mask without a tag lies on the stored pixels; a line says so if no size does."""
     root = one_scene(tmp_path, orientation)
     sample = open_dataset("voc21", root)[0]
     red = np.asarray(sample.image)[..., 0] > 100
     np.testing.assert_array_equal(sample.target == 0, red)
-    told = [record.getMessage() for record in caplog.records]
+    told = capsys.readouterr().err.splitlines()
     assert len(told) == (1 if orientation in (2, 3, 4) else 0)
     assert all("a.jpg" in one and f"orientation {orientation}" in one for one in told)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_evaluation_sees_image_and_mask_alike(tmp_path: Path, orientation: int) -> None:
+    """The segmenter takes the sample's image as it is, and does not turn it again."""
+    root = one_scene(tmp_path, orientation)
+    sample = open_dataset("voc21", root)[0]
+    found = Segmenter(ColourMethod(patch=4))(sample.image, "car, grass")
+    assert tuple(found.labels.shape) == sample.target.shape
+    np.testing.assert_array_equal(np.asarray(found.image), np.asarray(sample.image))
+
+
 @pytest.mark.parametrize("orientation", [2, 3, 5, 6, 8])
 def test_a_mask_on_the_upright_pixels(
-    tmp_path: Path, orientation: int, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, orientation: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its size shows it for a quarter turn; a tag of its own (1) says it for the others."""
     root = one_scene(tmp_path, orientation)
@@ -371,7 +390,7 @@ def test_a_mask_on_the_upright_pixels(
     labels = (upright[..., 0] > 100).astype(np.uint8)
     root = one_scene(tmp_path, orientation, labels, tag=0 if orientation > 4 else 1)
     np.testing.assert_array_equal(open_dataset("voc21", root)[0].target == 0, labels == 1)
-    assert not caplog.records
+    assert capsys.readouterr().err == ""
 
 
 def test_a_mask_with_the_tag_of_its_image(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
+import sys
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
 from ..errors import DatasetError
 from ..images import Photo, open_image, read_orientation, upright
@@ -16,8 +17,6 @@ LOSSLESS = ("PNG", "BMP", "TIFF")  # formats that keep every label
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")  # compressions of TIFF that do not
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
-log = logging.getLogger("ovss")
-
 
 def read_mask(path: Path, photo: Photo) -> NDArray[np.uint8]:
     """Read labels [H, W] that lie on the pixels of `photo.image`.
@@ -25,7 +24,7 @@ def read_mask(path: Path, photo: Photo) -> NDArray[np.uint8]:
     Images are turned upright by their EXIF orientation. A mask with a tag of its own is turned by
     that; one without lies, by rule, on the pixels as they are stored and is turned with its image,
     unless its size shows that it was drawn on the upright ones. Where no size decides (half turns,
-    mirrored and square images) a line says that the rule was used.
+    mirrored and square images) a line on stderr says that the rule was used.
 
     Raises:
         DatasetError: no such file, damaged, of a lossy format, no palette or 8-bit grey image, or
@@ -72,11 +71,10 @@ def _turn(image: Image.Image, photo: Photo, path: Path) -> int:
     width, height = photo.image.size
     if photo.orientation in QUARTER_TURNS and width != height:
         return photo.orientation if image.size == (height, width) else 1
-    log.warning(
-        "%s has EXIF orientation %d and its mask %s has none: the labels are taken to lie on the "
-        "stored pixels (give the mask a tag of its own to say otherwise)",
-        photo.name,
-        photo.orientation,
-        path,
+    told = (
+        f"{photo.name} has EXIF orientation {photo.orientation} and its mask {path} has none: the "
+        "labels are taken to lie on the stored pixels (give the mask a tag of its own to say "
+        "otherwise)"
     )
+    tqdm.write(told, file=sys.stderr)  # a line of its own, whatever bar is shown
     return photo.orientation
