@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .errors import LONGEST, MissingLibraryError, OvssError, printable, shorten
-from .paths import FROM_THE_REPOSITORY, atomic, check_destination, data, read_lines
+from .paths import FROM_THE_REPOSITORY, atomic, check_destination, data, expand, read_lines
 
 LISTS = ("methods", "datasets", "checkpoints")
 MODEL = (
@@ -278,7 +278,7 @@ def row_name(options: argparse.Namespace) -> str:
 def _short(value: Any) -> str:
     """A value in a row's name; a file by its name and the hash of its content."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    path = Path(text).expanduser()
+    path = expand(text)
     if path.is_file():
         return f"{path.name}@{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
     return path.name if path.is_dir() else text
@@ -345,7 +345,7 @@ def _check_table(path: str) -> None:
     """Refuse to write trials over a file that holds none."""
     from .methods.pnp_search import SEARCHED
 
-    target = Path(path)
+    target = expand(path)
     head = ",".join(SEARCHED).encode()
     if target.exists() and not (target.is_file() and _begins(target, head)):
         raise OvssError(f"{path} is no table of trials: it would be replaced; choose another name")

@@ -139,9 +139,10 @@ class Segmenter:
             coarse = self._score(images, words) if images else []
             refined = coarse
             self._check_finite(coarse)
-            for refine in (*self.method.refiners, *self.refiners):
+            refiners = (*self.method.refiners, *self.refiners)
+            for refine in refiners:
                 refined = refine(refined, images)
-            if not self.method.may_be_nan:
+            if refiners and not self.method.may_be_nan:
                 self._check_finite(refined)
             return [
                 self._finish(*of_image)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from ovss.errors import OvssError
-from ovss.evaluation import headroom, metrics
+from ovss.evaluation import metrics
 from ovss.evaluation.intervals import Difference
 from ovss.evaluation.result import Result
-from ovss.reporting import claims, results
+from ovss.reporting import claims, headroom, results
 from ovss.reporting.claims import (
     Cell,
     Claim,

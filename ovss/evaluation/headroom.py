@@ -9,7 +9,7 @@ they are, on the same images.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,13 +19,8 @@ from torch import Tensor
 from ..datasets import Dataset
 from ..decide import upsample
 from ..errors import OvssError
-from ..reporting import results
 from ..segmenter import Segmenter
-from .intervals import paired_bootstrap
-from .metrics import MeanIou
-from .result import Result
 
-EXPERIMENT = "headroom"  # where its rows are recorded
 PLAIN, PERFECT = "as it is", "perfect attention"  # the rows
 
 
@@ -47,7 +42,7 @@ class PerfectAttention:
             OvssError: an image is not one of the data set's.
         """
         return [
-            average_within(one, torch.as_tensor(self._target(image), device=one.device))
+            average_within(one, self._target(image).to(one.device))
             for one, image in zip(scores, images, strict=True)
         ]
 
@@ -75,18 +70,6 @@ def headroom_rows(segmenter: Segmenter, regions: Dataset) -> dict[str, Segmenter
     """List the two rows whose difference is the headroom: as it is, and with perfect attention."""
     perfect = replace(segmenter, refiners=(*segmenter.refiners, PerfectAttention(regions)))
     return {PLAIN: segmenter, PERFECT: perfect}
-
-
-def record(found: Mapping[str, Result], profile: str = "lab") -> None:
-    """Keep both rows with their counts, and the headroom itself: a paired difference in points."""
-    plain, perfect = found[PLAIN], found[PERFECT]
-    for row, one in ((PLAIN, plain), (PERFECT, perfect)):
-        results.record(one, EXPERIMENT, row, profile)
-    statistic = MeanIou(background=plain.has_background, scale=100)
-    most = paired_bootstrap(perfect.areas, plain.areas, statistic, plain.bootstrap, plain.seed)
-    origin = results.measured(plain, EXPERIMENT, f"{PERFECT} minus {PLAIN}", profile)
-    line = {"metric": "headroom", **most._asdict()}
-    results.write(results.file_of(EXPERIMENT, profile), [{**origin, **line}])
 
 
 def _mark(image: Image.Image) -> str:

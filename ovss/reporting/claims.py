@@ -24,7 +24,8 @@ import pandas as pd
 
 from .. import paths
 from ..errors import OvssError
-from ..evaluation import headroom, intervals, metrics
+from ..evaluation import intervals, metrics
+from . import headroom
 from .kept_counts import Counts
 from .results import file_of, read, read_counts
 

@@ -50,8 +50,8 @@ class Network(Protocol):
 
 
 @dataclass(frozen=True)
-class Blip:
-    """Wrap transformers' `BlipForImageTextRetrieval`: a text encoder with cross-attention."""
+class _FromTransformers:
+    """What the configurations of transformers' models spell alike."""
 
     model: Any = field(repr=False)
 
@@ -66,6 +66,11 @@ class Blip:
     @property
     def heads(self) -> int:
         return int(self.model.config.text_config.num_attention_heads)
+
+
+@dataclass(frozen=True)
+class Blip(_FromTransformers):
+    """Wrap transformers' `BlipForImageTextRetrieval`: a text encoder with cross-attention."""
 
     @property
     def positions(self) -> int:
@@ -89,26 +94,12 @@ class Blip:
 
 
 @dataclass(frozen=True)
-class BridgeTower:
+class BridgeTower(_FromTransformers):
     """Wrap transformers' `BridgeTowerForImageAndTextRetrieval`: cross-attention both ways.
 
     Only the text's side of the cross-modal layers has maps from words to patches. The library runs
     both encoders in one call, so `encode` leaves the pixels as they are.
     """
-
-    model: Any = field(repr=False)
-
-    @property
-    def size(self) -> int:
-        return int(self.model.config.vision_config.image_size)
-
-    @property
-    def patch(self) -> int:
-        return int(self.model.config.vision_config.patch_size)
-
-    @property
-    def heads(self) -> int:
-        return int(self.model.config.text_config.num_attention_heads)
 
     @property
     def positions(self) -> int:
