@@ -60,7 +60,7 @@ def load(method: str, profile: str = "lab", **options: Any) -> Segmenter:
     from .methods import METHODS  # the networks' libraries are heavy to import
     from .segmenter import Segmenter
 
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise UnknownNameError.of("method", method, METHODS)
     try:
         built, decision = METHODS[method](profile, **options)

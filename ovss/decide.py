@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .labels import BACKGROUND
+from .options import check_fields
 
 CHUNK_VALUES = 2**26  # map values held at once while deciding: 256 MB of float32
 
@@ -55,6 +56,9 @@ class Threshold(PerClassRule):
 
     tau: float
 
+    def __post_init__(self) -> None:
+        check_fields(self, tau=(-1e6, 1e6))
+
     def finalise(self, best: Tensor, index: Tensor) -> Tensor:
         """Set BACKGROUND where `best < tau`."""
         return index.masked_fill(best < self.tau, BACKGROUND)
@@ -76,6 +80,9 @@ class CliperRule(PerClassRule):
     background_threshold: float = 0.0
     normalize: bool = False
     rescale: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self, score_threshold=(-1e6, 1e6), background_threshold=(-1e6, 1e6))
 
     def transform(self, scores: Tensor, image_scores: Tensor) -> Tensor:
         """Rescale, normalise, gate by the image score, zero below the background threshold."""

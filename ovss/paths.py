@@ -212,15 +212,22 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 def atomic_folder(folder: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
     """Give an empty folder that takes the place of `folder` once the body is done.
 
-    When the body raises, `folder` stays as it was.
+    When the body raises, `folder` stays as it was. What a killed process left beside it is put
+    back or removed by the next one that writes there.
 
     Args:
         keep: names of files of the old folder that are copied to the new one.
     """
     mark = secrets.token_hex(4)
     new, old = (folder.with_name(f".{folder.name}.{mark}.{kind}") for kind in ("tmp", "old"))
-    new.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_folders(folder)
+    new.mkdir()
+    holder = os.open(new, os.O_RDONLY) if fcntl is not None else -1
     try:
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(holder, fcntl.LOCK_EX)  # its writer lives
         yield new
         for name in keep:
             if (folder / name).exists():
@@ -233,6 +240,9 @@ def atomic_folder(folder: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
             old.rename(folder)
         shutil.rmtree(new, ignore_errors=True)
         raise
+    finally:
+        if fcntl is not None:
+            os.close(holder)
     shutil.rmtree(old, ignore_errors=True)
     sync_folder(folder.parent)
 
@@ -280,6 +290,36 @@ def _remove_leftovers(folder: Path) -> None:
                 path.unlink()
             finally:
                 os.close(holder)
+
+
+def _remove_left_folders(folder: Path) -> None:
+    """Put `folder` back or remove what killed processes left of writing it."""
+    if fcntl is None:
+        return
+    ours = re.compile(re.escape(f".{folder.name}.") + r"[0-9a-f]{8}\.(tmp|old)")
+    beside = [one for one in folder.parent.iterdir() if ours.fullmatch(one.name)]
+    if any(one.suffix == ".tmp" and not _is_left(one) for one in beside):
+        return  # another process writes it just now
+    for one in beside:
+        if one.suffix == ".old" and not folder.exists():
+            one.rename(folder)  # killed between the two steps of its replacement
+        else:
+            shutil.rmtree(one, ignore_errors=True)
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether the writer of a temporary folder no longer lives, so that its lock is free."""
+    try:
+        holder = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(holder)
+    return True
 
 
 def _check_replaceable(target: Path, keep: Iterable[str | os.PathLike[str]]) -> None:

@@ -173,6 +173,6 @@ def _check_templates(templates: tuple[str, ...]) -> None:
     if not templates:
         raise VocabularyError("at least one prompt template is needed")
     for template in templates:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise VocabularyError(f"the template '{shorten(str(template))}' must hold one {{}}")
         _check_text(template, "template")
-        if template.count("{}") != 1:
-            raise VocabularyError(f"the template '{shorten(template)}' must hold one {{}}")

@@ -65,6 +65,7 @@ class ClipBackbone:
         tokenize: texts and a context length -> token ids.
         mean, std: of the pixels, per channel.
         name, checkpoint: what it is; name and first 12 hex digits of the weights' SHA-256.
+        settings: hash of the configuration and tokenizer files, see `loading.settings_of`.
     """
 
     model: Any
@@ -75,6 +76,7 @@ class ClipBackbone:
     checkpoint: str
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    settings: str = ""
     text: TextEncoder = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from .loading import (
     pixel_statistics,
     read_json,
     section,
+    settings_of,
     sha256,
 )
 from .registry import Checkpoint, find, remedy
@@ -69,7 +71,8 @@ def load_clip(source: str | Path) -> Loaded:
     found = find(source)
     if isinstance(found, Checkpoint):
         return _published(str(source), found)
-    return _from_folder(found) if found.is_dir() else _from_file(found, found.stem)
+    loaded = _from_folder(found) if found.is_dir() else _from_file(found, found.stem)
+    return replace(loaded, parts={**loaded.parts, "settings": settings_of(found)})
 
 
 class BpeTokenizer:

@@ -26,6 +26,7 @@ class DinoBackbone:
         model: transformers' `ViTModel`.
         mean, std: of the pixels, per channel.
         name, checkpoint: what it is; name and first 12 hex digits of the weights' SHA-256.
+        settings: hash of the configuration and tokenizer files, see `loading.settings_of`.
     """
 
     model: Any = field(repr=False)
@@ -35,6 +36,7 @@ class DinoBackbone:
     checkpoint: str
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    settings: str = ""
 
     @classmethod
     def load(

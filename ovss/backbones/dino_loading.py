@@ -18,6 +18,7 @@ from .loading import (
     one_of,
     pixel_statistics,
     read_json,
+    settings_of,
     shapes_of,
 )
 from .registry import Checkpoint, find
@@ -51,6 +52,7 @@ def load_dino(source: str | Path) -> Loaded:
     pixels = read_json(path) if path.is_file() else {}
     mean, std = pixel_statistics(pixels, ("image_mean", "image_std"), (MEAN, STD), path)
     parts = {"model": _model(config, weights), "mean": mean, "std": std}
+    parts["settings"] = settings_of(folder)
     return Loaded(parts, name, identity(name, hashed, origin))
 
 

@@ -258,6 +258,22 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def settings_of(weights: Path) -> str:
+    """Hash what decides with the weights: the configurations and tokenizers in their folder.
+
+    Files that end in .json or .txt, those of subfolders too, without the lab's card; beside a
+    single file of weights, which may lie anywhere, only a vocabulary.
+    """
+    folder = weights if weights.is_dir() else weights.parent
+    found = [*folder.glob("*.json"), *folder.glob("*.txt")]
+    found += [*folder.glob("*/*.json"), *folder.glob("*/*.txt")] if weights.is_dir() else []
+    total = hashlib.sha256()
+    for path in sorted(found):
+        if path.name != "card.json" and (weights.is_dir() or path.name == "vocab.txt"):
+            total.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
+    return total.hexdigest()[:12]
+
+
 def identity(name: str, found: str, origin: str = "") -> str:
     """What a results row says of a checkpoint: name, hash, and of a download where it came from."""
     return f"{name}@{found[:12]}" + (f" ({origin})" if origin else "")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +49,27 @@ class Dataset(Protocol):
     def protocol(self) -> str: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Sample: ...
+
+
+@runtime_checkable
+class FromFiles(Protocol):
+    """A data set that names the files of its samples."""
+
+    def files(self, index: int) -> tuple[Path, ...]: ...
+
+
+def check_present(data: Dataset, indices: Iterable[int]) -> None:
+    """Look whether the files of samples are there, before hours of work end at the one that is not.
+
+    Raises:
+        DatasetError: names the first that is missing, and says how many are.
+    """
+    if not isinstance(data, FromFiles):
+        return
+    files = [path for index in indices for path in data.files(index)]
+    if missing := [path for path in files if not path.is_file()]:
+        more = f", nor are {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DatasetError(f"{data.name}: {missing[0]} is not there{more} of {len(files)} files")
 
 
 def read_words(name: str) -> tuple[str, ...]:

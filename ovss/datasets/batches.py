@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from .base import Dataset, Sample
+from .base import Dataset, Sample, check_present
 
 Batch = tuple[Sequence[int], list[Sample]]
 AHEAD = 2  # batches that are being read while one is being worked on
@@ -22,7 +22,11 @@ def read_batches(
         indices: which samples.
         batch: images in a batch; the last one may be smaller.
         workers: threads that read; with 0 files are read when they are needed.
+
+    Raises:
+        DatasetError: a file of any of them is missing (told before the first is read), or damaged.
     """
+    check_present(data, indices)
     chunks = [indices[start : start + batch] for start in range(0, len(indices), batch)]
     if workers == 0:
         yield from ((chunk, [data[index] for index in chunk]) for chunk in chunks)

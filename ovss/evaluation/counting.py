@@ -17,6 +17,7 @@ from ..backbones.devices import forked_rng
 from ..datasets import Dataset, Sample
 from ..errors import OvssError, ScoreError
 from ..labels import BACKGROUND
+from ..options import check_number
 from ..provenance import describe, device_name, find
 from ..segmentation import Segmentation
 from ..segmenter import Segmenter
@@ -257,18 +258,12 @@ def check_options(
     Raises:
         OvssError: one is no whole number, or out of range.
     """
-    ranges = {
-        "seed": (seed, 0, MAX_SEED),
-        "batch": (batch, 1, None),
-        "workers": (workers, 0, None),
-        "bootstrap": (bootstrap, 1, None),
-        **({} if limit is None else {"limit": (limit, 1, None)}),
-    }
-    for name, (value, least, most) in ranges.items():
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not whole or value < least or (most is not None and value > most):
-            allowed = f"{least} to {most}" if most is not None else f"at least {least}"
-            raise OvssError(f"{name} must be a whole number, {allowed}: got {value!r}")
+    check_number("seed", seed, 0, MAX_SEED)
+    check_number("batch", batch, 1)
+    check_number("workers", workers, 0)
+    check_number("bootstrap", bootstrap, 1)
+    if limit is not None:
+        check_number("limit", limit, 1)
 
 
 def draw(images: int, limit: int | None, seed: int) -> list[int]:

@@ -16,9 +16,10 @@ import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from ..datasets import Dataset
+from ..datasets.base import FromFiles
 from ..errors import DatasetError
 from ..provenance import attributes, describe
 
@@ -70,13 +71,6 @@ def identity(part: Any) -> Any:
     code and by its public attributes too.
     """
     return describe(part, _deciding)
-
-
-@runtime_checkable
-class FromFiles(Protocol):
-    """A data set that names the files of its samples."""
-
-    def files(self, index: int) -> tuple[Path, ...]: ...
 
 
 def content(data: Dataset, indices: Sequence[int]) -> str:

@@ -57,7 +57,7 @@ def build_dense(preset: str, profile: str = "lab", **options: Any) -> tuple[Meth
     _check_no_dataset(preset, options)
     values = {**PRESETS[preset], **_profile(profile), **options}
     method = DenseClip(_backbone(values), **_method_options(DenseClip, values), name=preset)
-    return method, options.get("decision") or Argmax()
+    return method, _decision(options)
 
 
 def build_cliper(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
@@ -80,7 +80,7 @@ def build_cliper(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
     values["compensation"] = _compensation(values)
     kind = CachedCliper if isinstance(backbone, CachedClip) else Cliper
     method = kind(backbone, **_method_options(Cliper, values))
-    return method, options.get("decision") or decision
+    return method, _decision(options, decision)
 
 
 def build_proxyclip(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
@@ -95,7 +95,7 @@ def build_proxyclip(profile: str = "lab", **options: Any) -> tuple[Method, Rule]
     values = {**_profile(profile), **options}
     values["dino"] = _load(DinoBackbone, "dino", values)
     method = ProxyClip(_backbone(values), **_method_options(ProxyClip, values))
-    return method, options.get("decision") or Argmax()
+    return method, _decision(options)
 
 
 def build_pnp(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
@@ -109,7 +109,7 @@ def build_pnp(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
     """
     _check("pnp-ovss", options, _option_names(PnpOvss), "itm")
     dataset = options.get("dataset")
-    if dataset is not None and dataset not in PNP_CONFIGS:
+    if dataset is not None and str(dataset) not in PNP_CONFIGS:
         raise NoSettingsError.of("configuration", dataset, PNP_CONFIGS)
     defaults = _profile(profile)
     source = {**defaults, **options}["itm"]
@@ -119,7 +119,7 @@ def build_pnp(profile: str = "lab", **options: Any) -> tuple[Method, Rule]:
     if isinstance(values.get("crf"), bool):
         values["crf"] = DenseCrf() if values["crf"] else None
     method = PnpOvss(backbone, **_method_options(PnpOvss, values))
-    return method, options.get("decision") or Argmax()
+    return method, _decision(options)
 
 
 def _preset(name: str) -> Builder:
@@ -158,8 +158,19 @@ def _check_no_dataset(method: str, options: Mapping[str, Any]) -> None:
         )
 
 
+def _decision(options: Mapping[str, Any], usual: Rule | None = None) -> Rule:
+    """The rule that `decision` gives, else the usual one."""
+    given = options.get("decision")
+    if given is None:
+        return usual or Argmax()
+    if not callable(given) or isinstance(given, type):
+        raise OvssError(f"decision must be a rule such as Threshold(0.4), got {given!r}")
+    rule: Rule = given
+    return rule
+
+
 def _profile(profile: str) -> dict[str, Any]:
-    if profile not in PROFILES:
+    if not isinstance(profile, str) or profile not in PROFILES:
         raise UnknownNameError.of("profile", profile, PROFILES)
     return PROFILES[profile]
 
@@ -209,7 +220,7 @@ def _config(backbone: ClipBackbone, dataset: str, variant: str) -> CliperConfig:
             f"{backbone.width}, patch {backbone.patch}): leave dataset= out and give short_side=, "
             "logit_scale=, attention_threshold=, templates= and decision=CliperRule(...)"
         )
-    key = (model, dataset, variant)
+    key = (model, str(dataset), str(variant))
     if key not in CONFIGS:
         raise NoSettingsError.of("configuration", " ".join(key), map(" ".join, CONFIGS))
     return CONFIGS[key]
@@ -226,5 +237,7 @@ def _method_options(method: type, values: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {name: values[name] for name in _option_names(method) if name in values}
     given = chosen.get("templates")
     if given is not None:
+        if not isinstance(given, str | Iterable):
+            raise OvssError(f"templates must be a name or a list of sentences, got {given!r}")
         chosen["templates"] = templates(given) if isinstance(given, str) else tuple(given)
     return chosen

@@ -26,6 +26,7 @@ from torch import Tensor
 from ..backbones.clip import ClipBackbone, ClipFeatures
 from ..backbones.clip_blocks import attention_pairs
 from ..errors import OvssError, UnknownNameError
+from ..options import LOGIT_SCALE, SHORT_SIDE, check_fields
 from ..refine.compensation import THRESHOLD, Compensation
 from ..segmenter import Method, Refiner
 from ..vocabulary import Vocabulary
@@ -87,9 +88,15 @@ class Cliper(Method):
             attention_pairs(self.attention)
         if not isinstance(self.compensation, Compensation | None):
             raise OvssError(f"compensation must be a Compensation or None: {self.compensation!r}")
-        layers = len(self.backbone.blocks)
-        if not -layers <= self.select_layer < 0:
-            raise OvssError(f"select_layer must be -{layers} to -1, got {self.select_layer}")
+        check_fields(
+            self,
+            select_layer=(-len(self.backbone.blocks), -1),
+            attention_threshold=(0.0, 1.0),
+            logit_scale=LOGIT_SCALE,
+            short_side=SHORT_SIDE,
+            sliding_crop=(0, SHORT_SIDE[1]),
+            sliding_stride=(0, SHORT_SIDE[1]),
+        )
         if self.variant != "official" and self.select_layer != -1:
             raise OvssError(f'select_layer belongs to variant="official", not {self.variant!r}')
         if self.sliding_crop and self.variant != "official":

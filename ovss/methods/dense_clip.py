@@ -21,6 +21,7 @@ from torch import Tensor
 from ..backbones.clip import ClipBackbone, ClipFeatures
 from ..backbones.clip_blocks import attention_pairs
 from ..errors import UnknownNameError
+from ..options import LOGIT_SCALE, SHORT_SIDE, check_fields
 from ..segmenter import Method
 from ..vocabulary import Vocabulary
 
@@ -48,6 +49,7 @@ class DenseClip(Method):
     name: str = field(default="dense", kw_only=True)
 
     def __post_init__(self) -> None:
+        check_fields(self, short_side=SHORT_SIDE, logit_scale=LOGIT_SCALE)
         attention_pairs(self.attention)
         if self.block not in ("whole", "attention"):
             raise UnknownNameError.of("block", self.block, ("whole", "attention"))

@@ -28,6 +28,7 @@ from torch import Tensor
 from ..backbones.itm import ItmBackbone, Prompt
 from ..errors import OvssError, UnknownNameError
 from ..labels import BACKGROUND
+from ..options import IMAGES, SHORT_SIDE, check_fields
 from ..refine.blur import Blur, minmax_normalise
 from ..refine.crf import DenseCrf
 from ..segmenter import Method, Refiner
@@ -60,7 +61,6 @@ KNOWN: dict[str, tuple[Any, ...]] = {
     "background": ("voc", "psc", None),
     "resample": ("bicubic", "bilinear"),
 }
-FEWEST = {"rounds": 0, "drop": 1, "batch": 1}
 
 
 @dataclass(frozen=True)
@@ -161,15 +161,20 @@ class PnpOvss(Method):
         for option, known in KNOWN.items():
             if getattr(self, option) not in known:
                 raise UnknownNameError.of(option, getattr(self, option), map(str, known))
-        for option, fewest in FEWEST.items():
-            if getattr(self, option) < fewest:
-                raise OvssError(f"{option} must be {fewest} or more: {getattr(self, option)}")
+        check_fields(
+            self,
+            layer=(0, self.backbone.layers - 1),
+            head=(0, self.backbone.heads - 1),
+            rounds=(0, 1000),
+            drop=(1, SHORT_SIDE[1] ** 2),
+            fill=(-1e6, 1e6),
+            threshold=(0.0, 1.0),
+            size=SHORT_SIDE,
+            batch=IMAGES,
+        )
+        check_fields(self.quirks)
         if not isinstance(self.crf, DenseCrf | None):
             raise OvssError(f"crf must be a DenseCrf or None: {self.crf!r}")
-        if not 0 <= self.layer < self.backbone.layers:
-            raise OvssError(f"layer must be 0 to {self.backbone.layers - 1}: {self.layer}")
-        if self.head is not None and not 0 <= self.head < self.backbone.heads:
-            raise OvssError(f"head must be 0 to {self.backbone.heads - 1}, or None: {self.head}")
         self.backbone.patch_grid(self.size)
         if self.blur is not None:
             Blur(self.blur)

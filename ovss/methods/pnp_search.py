@@ -28,6 +28,7 @@ from ..errors import OvssError
 from ..evaluation import fingerprint
 from ..evaluation.counting import check_options, draw
 from ..evaluation.journal import Journal, Record, ResumeError, interrupts_explained, open_journal
+from ..options import check_number
 from ..provenance import describe
 from ..taggers import Tagger
 from .pnp_ovss import PnpOvss
@@ -186,8 +187,7 @@ def check_search(iterations: int, groups: int, workers: int, seed: int) -> None:
     """Refuse options that no search can have, before anything runs."""
     check_options(seed=seed)
     for name, value in (("iterations", iterations), ("groups", groups), ("workers", workers)):
-        if value < 1:
-            raise OvssError(f"{name} must be at least 1: got {value}")
+        check_number(name, value, 1)
 
 
 def draw_candidates(

@@ -27,6 +27,7 @@ from ..backbones.clip import ClipBackbone, ClipFeatures
 from ..backbones.clip_blocks import merge_heads
 from ..backbones.dino import DinoBackbone
 from ..errors import OvssError
+from ..options import LOGIT_SCALE, SHORT_SIDE, check_fields
 from ..segmenter import Method
 from ..vocabulary import Vocabulary
 
@@ -56,6 +57,9 @@ class ProxyClip(Method):
     def __post_init__(self) -> None:
         if not isinstance(self.dino, DinoBackbone):
             raise OvssError(f"dino must be a DinoBackbone: {self.dino!r}")
+        check_fields(
+            self, beta=(-1e6, 1e6), gamma=(0.0, 1e6), logit_scale=LOGIT_SCALE, short_side=SHORT_SIDE
+        )
 
     @torch.no_grad()
     def score(self, images: Sequence[Image.Image], vocabulary: Vocabulary) -> list[Tensor]:

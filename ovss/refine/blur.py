@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..backbones.devices import has_float64
-from ..errors import OvssError
+from ..options import check_fields
 
 TRUNCATE = 4.0  # standard deviations
 
@@ -36,8 +36,7 @@ class Blur:
     nan_quirk: bool = False
 
     def __post_init__(self) -> None:
-        if not self.deviation > 0:
-            raise OvssError(f"the blur's deviation must be positive, got {self.deviation}")
+        check_fields(self, deviation=(1e-6, 1e3))
 
     @torch.no_grad()
     def __call__(self, scores: Sequence[Tensor], images: Sequence[Image.Image]) -> list[Tensor]:

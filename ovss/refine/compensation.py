@@ -12,6 +12,7 @@ map at a time, which is made from its queries and keys when its turn comes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,6 +28,7 @@ from ..backbones.diffusion import DiffusionBackbone
 from ..backbones.diffusion.backbone import LAYERS, STEP, LazyMap
 from ..decide import upsample
 from ..errors import OvssError, UnknownNameError
+from ..options import check_fields
 
 MODES = ("multiplication", "single", "mean")  # rows of Table 7
 THRESHOLD = 0.1  # of the code behind the published numbers
@@ -60,6 +62,7 @@ class Compensation:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UnknownNameError.of("mode", self.mode, MODES)
+        check_fields(self, index=(0, math.inf), step=(0, math.inf))
 
     @torch.no_grad()
     def __call__(

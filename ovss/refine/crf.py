@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..decide import upsample
 from ..errors import OvssError
+from ..options import check_fields
 from . import crf_worker
 from .crf_worker import Floats, Job
 
@@ -66,8 +67,17 @@ class DenseCrf:
             raise OvssError(
                 f"the dense CRF needs pydensecrf: {INSTALL}; or leave it out: crf=None, --no-crf"
             )
-        if self.workers is not None and self.workers < 0:
-            raise OvssError(f"workers must be 0 or more processes, got {self.workers}")
+        width, weight = (1e-3, 1e6), (0.0, 1e6)
+        check_fields(
+            self,
+            iterations=(0, 10_000),
+            near=width,
+            near_weight=weight,
+            far=width,
+            colour=width,
+            far_weight=weight,
+            workers=(0, 1024),
+        )
 
     @torch.no_grad()
     def __call__(self, scores: Sequence[Tensor], images: Sequence[Image.Image]) -> list[Tensor]:

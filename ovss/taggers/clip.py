@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..backbones.clip import ClipBackbone
 from ..datasets import Sample
-from ..errors import OvssError
+from ..options import LOGIT_SCALE, check_fields
 from ..vocabulary import Vocabulary
 from .base import image_of
 
@@ -37,10 +37,7 @@ class ClipTagger:
     name: str = field(default="clip", kw_only=True)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.keep <= 1:
-            raise OvssError(f"keep must be a share between 0 and 1, got {self.keep}")
-        if self.windows < 0:
-            raise OvssError(f"windows must be 0 or more a side, got {self.windows}")
+        check_fields(self, keep=(0.0, 1.0), windows=(0, 1024), logit_scale=LOGIT_SCALE)
 
     def __call__(
         self, samples: Sequence[Sample | Image.Image], vocabulary: Vocabulary

@@ -37,6 +37,7 @@ class DiffusionBackbone:
     Attributes:
         unet, vae, text_encoder, tokenizer, scheduler: diffusers' and transformers' own.
         name, checkpoint: what it is; name and first 12 hex digits of the SHA-256 of all weights.
+        settings: hash of the configuration and tokenizer files, see `loading.settings_of`.
     """
 
     unet: Any = field(repr=False)
@@ -48,6 +49,7 @@ class DiffusionBackbone:
     checkpoint: str
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    settings: str = ""
 
     @classmethod
     def load(

@@ -21,6 +21,7 @@ from ..loading import (
     needed,
     one_of,
     read_json,
+    settings_of,
     shapes_of,
 )
 from ..registry import Checkpoint, find
@@ -76,6 +77,7 @@ def load_diffusion(source: str | Path, dtype: torch.dtype) -> Loaded:
     _check_sizes(folder, configs, weights)
     parts = _networks(folder, configs, weights, dtype)
     parts |= _tokenizer_and_scheduler(folder, parts["text_encoder"])
+    parts["settings"] = settings_of(folder)
     return Loaded(parts, name, identity(name, hashed, origin))
 
 

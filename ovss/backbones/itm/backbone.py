@@ -56,6 +56,7 @@ class ItmBackbone:
         first: id of a caption's first token, if it is not the tokenizer's: BLIP's [ENC].
         mean, std: of the pixels, per channel.
         name, checkpoint: what it is; name and first 12 hex digits of the weights' SHA-256.
+        settings: hash of the configuration and tokenizer files, see `loading.settings_of`.
         device, dtype: of weights and activations. In float16 the gradient of one logit would
             partly vanish, so the objective is multiplied by `HALF_SCALE` before and the gradient
             divided by it after; maps, gradients and logits are float32 in any case.
@@ -70,6 +71,7 @@ class ItmBackbone:
     checkpoint: str
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    settings: str = ""
 
     @classmethod
     def load(

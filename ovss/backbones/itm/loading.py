@@ -23,6 +23,7 @@ from ..loading import (
     pixel_statistics,
     read_json,
     section,
+    settings_of,
     sha256,
     shapes_of,
 )
@@ -85,6 +86,7 @@ def _from_folder(
     network, tokenizer = loaders[kind](path, given, weights), _tokenizer(folder)
     first = _encode_token(folder, network, tokenizer) if kind == "blip" else None
     parts = {"network": network, "tokenizer": tokenizer, "first": first, "mean": mean, "std": std}
+    parts["settings"] = settings_of(folder)
     return Loaded(parts, name, identity(name, hashed, origin))
 
 
@@ -99,6 +101,7 @@ def _from_file(path: Path) -> Loaded:
     if len(tokenizer) > words:
         raise CheckpointError(f"{beside} holds {len(tokenizer)} words, {path} knows {words}")
     parts = {"network": network, "tokenizer": tokenizer, "first": None, "mean": MEAN, "std": STD}
+    parts["settings"] = settings_of(path)
     return Loaded(parts, path.stem, identity(path.stem, sha256(path)))
 
 

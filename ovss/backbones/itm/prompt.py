@@ -58,8 +58,9 @@ def tokenise(
     for word in words:
         places.append(_within(offsets, start, start + len(word)))
         start += len(word) + 1
-    if lost := [name for name, place in zip(names, places, strict=True) if not place]:
-        raise VocabularyError(f"the tokenizer sees no word in {lost[0]!r}: give another name")
+    for name, place in zip(names, places, strict=True):
+        if all(ids[token] == tokenizer.unk_token_id for token in place):  # or there is no token
+            raise VocabularyError(f"the tokenizer reads no word in {name!r}: give another name")
     pieces = tokenizer.convert_ids_to_tokens(ids)
     if first is not None:
         ids[0], pieces[0] = first, "[ENC]"
