@@ -227,6 +227,26 @@ def test_a_byte_order_mark_does_not_hide_the_header(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_kernel_that_lost_its_port_to_another_is_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run_notebook_tool.time, "sleep", lambda seconds: None)
+    said = ["Kernel died before replying to kernel_info"] * 3
+
+    def start() -> None:
+        if said:
+            raise RuntimeError(said.pop())
+
+    run_notebook_tool.started(start)
+    said += ["Kernel died before replying to kernel_info"] * 4
+    with pytest.raises(RuntimeError, match="Kernel died"):
+        run_notebook_tool.started(start)
+    said[:] = ["out of memory", "not reached"]
+    with pytest.raises(RuntimeError, match="not reached"):
+        run_notebook_tool.started(start)
+    assert said == ["out of memory"]
+
+
 def test_two_builds_at_once_share_a_notebook(tmp_path: Path) -> None:
     """The second waits and takes what the first has made."""
     source, output, runs = tmp_path / "page.md", tmp_path / "page.ipynb", tmp_path / "runs"

@@ -20,7 +20,6 @@ from ovss.reporting.claims import (
     ClaimError,
     PairTest,
     Verdict,
-    claims_table,
     judge,
     no_headroom,
     paired_difference,
@@ -89,10 +88,18 @@ def test_verdicts() -> None:
     turned = Claim("turned", "", tuple((b, a) for a, b in claim().cells), cause="a part")
     assert turned.verdict() == "does not hold"
     assert Claim("both", "", claim().cells + turned.cells).verdict() == "does not hold"
-    table = claims_table([claim(), turned])
+    tests = {"straight": claim().tests(), "turned": turned.tests()}
+    table = claims.tests_table(tests)
     assert table["verdict"].tolist() == ["holds", "does not hold"]
-    assert table["cause"].tolist() == ["", "a part"]
     assert table["difference"][0].startswith("+") and table["difference"][1].startswith("-")
+    verdicts = {name: claims.verdict_of(one) for name, one in tests.items()}
+    listed = [("a part", name, "It is so.") for name in tests] + [("speed", "fast", "It is fast.")]
+    table = claims.verdicts_table(listed, tests, {**verdicts, "fast": "undecided"})
+    assert table.index.tolist() == [("a part", "straight"), ("a part", "turned"), ("speed", "fast")]
+    assert table[["holds", "undecided", "does not hold"]].to_numpy().tolist() == [
+        [1, 0, 0], [0, 0, 1], [0, 1, 0],
+    ]  # fmt: skip
+    assert table["verdict"].tolist() == ["holds", "does not hold", "undecided"]
 
 
 def card(folder: Path, name: str, measured: float) -> None:

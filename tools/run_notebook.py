@@ -14,6 +14,8 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +64,26 @@ def execute(source: Path, output: Path, profile: Path) -> None:
         plain = Path(folder) / output.name
         jupytext.write(notebook, plain)
         try:
-            run(plain, unfinished, given, cwd=source.parent)
+            started(partial(run, plain, unfinished, given, cwd=source.parent))
         except PapermillException:
             output.unlink(missing_ok=True)
             raise
     unfinished.replace(output)
+
+
+def started(execution: Callable[[], None], attempts: int = 4) -> None:
+    """Run a notebook whose kernel may find a port taken that was free a moment before.
+
+    Jupyter looks for free ports and starts a kernel that binds them later; of two kernels that
+    start at once one may lose a port to the other, and dies before its first cell.
+    """
+    for attempt in range(1, attempts + 1):
+        try:
+            return execution()
+        except RuntimeError as error:
+            if "Kernel died before replying" not in str(error) or attempt == attempts:
+                raise
+            time.sleep(attempt)
 
 
 class NotebookError(Exception):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -226,25 +226,51 @@ def told(tests: Iterable[PairTest]) -> str:
     return f"{verdict_of(found)} ({summed_up([test.verdict for test in found], 'test')})"
 
 
-def claims_table(
-    claims: Iterable[Claim], profile: str = "lab", resamples: int = 1000, seed: int = 0
+def verdicts_table(
+    listed: Iterable[tuple[str, str, str]],
+    tests: Mapping[str, Sequence[PairTest]],
+    verdicts: Mapping[str, Verdict],
 ) -> pd.DataFrame:
-    """List each test: cause, claim, sentence, greater, smaller, difference, verdict, reason."""
+    """List claims by cause: sentence, how many of the tests end how, verdict.
+
+    Args:
+        listed: cause, id and sentence of each.
+        tests: of each id; a claim that rests on something else has none and counts as one.
+        verdicts: of each id.
+    """
+    rows = list(listed)
+    ends = {
+        name: [test.verdict for test in tests[name]] if name in tests else [verdicts[name]]
+        for _, name, _ in rows
+    }
+    seen = [one for one in reversed(VERDICTS) if any(one in found for found in ends.values())]
     return pd.DataFrame([
         {
-            "cause": claim.cause,
-            "claim": claim.id,
-            "sentence": claim.sentence,
-            "dataset": test.greater.dataset,
-            "metric": test.metric,
+            "cause": cause,
+            "claim": name,
+            "sentence": sentence,
+            **{verdict: ends[name].count(verdict) for verdict in seen},
+            "verdict": verdicts[name],
+        }
+        for cause, name, sentence in rows
+    ]).set_index(["cause", "claim"])  # fmt: skip
+
+
+def tests_table(tests: Mapping[str, Iterable[PairTest]]) -> pd.DataFrame:
+    """List every single test: claim, greater, smaller, metric, on, difference, verdict, reason."""
+    return pd.DataFrame([
+        {
+            "claim": name,
             "greater": test.greater.row,
             "smaller": test.smaller.row,
+            "metric": test.metric,
+            "on": _place(test.greater),
             "difference": _show(test.difference),
             "verdict": test.verdict,
             "reason": test.reason,
         }
-        for claim in claims
-        for test in claim.tests(profile, resamples, seed)
+        for name, found in tests.items()
+        for test in found
     ])  # fmt: skip
 
 
@@ -283,6 +309,12 @@ def _statistic(counts: Counts, metric: str) -> intervals.Statistic:
     if counts.image_level is None:
         raise ClaimError(f"{metric} needs image scores, and they were not kept")
     return counts.image_level.statistic(metric)
+
+
+def _place(cell: Cell) -> str:
+    """A data set, with what was asked of it if that is not all classes."""
+    asked = cell.protocol.removeprefix("mmseg").lstrip("-")
+    return f"{cell.dataset}, {asked}" if asked else cell.dataset
 
 
 def _show(difference: intervals.Difference | None) -> str:
