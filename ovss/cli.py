@@ -222,8 +222,7 @@ def evaluate(*arguments: Any, **options: Any) -> Any:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from .datasets import open_dataset
-    from .evaluation.counting import check_options, draw
-    from .evaluation.fingerprint import content
+    from .evaluation.counting import check_options
     from .evaluation.journal import check_folder
     from .reporting import results
 
@@ -233,7 +232,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.out:
         results.check_results_file(options.out)
     data = open_dataset(options.dataset, options.root, options.split)
-    drawn = draw(len(data), options.limit, options.seed)
     vocabulary = _vocabulary(options.vocabulary, data)
     classes = _classes(options, data)
     result = evaluate(
@@ -250,6 +248,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     for name, iou in result.per_class.items():
         print(f"{name:24} {iou:6.2f}")
+    if result.thin_classes:
+        told = ", ".join(map(shorten, result.thin_classes[:10]))
+        rest = ", …" if len(result.thin_classes) > 10 else ""
+        print(f"few images, little to rest on: {told}{rest}")
     low, high = result.interval
     print(
         f"mIoU {result.miou:.2f} [{low:.2f}, {high:.2f}] on {result.images} images of "
@@ -258,25 +260,20 @@ def _evaluate(options: argparse.Namespace) -> None:
     if hasattr(classes, "bill"):
         print(classes.bill)
     if options.out:  # last: whatever becomes of the file, the numbers are told
-        told = row_name(options, "" if options.root is None else content(data, drawn))
-        rows = results.rows_of(result, "command line", told, options.profile)
+        rows = results.rows_of(result, "command line", row_name(options), options.profile)
         results.write(options.out, rows, apart=("checkpoint", "profile", "images"))
 
 
-def row_name(options: argparse.Namespace, content: str = "") -> str:
+def row_name(options: argparse.Namespace) -> str:
     """What tells an evaluation from others of the command line: its method and what was given.
 
     "cliper", "cliper compensation=sd limit=20 seed=0": the same words make the same row.
-
-    Args:
-        content: hash of the images and masks under a root that the user gave.
     """
     given = {name: getattr(options, name) for name in (*MODEL, "vocabulary")}
     told = {name: value for name, value in given.items() if value is not None and name != "device"}
     told |= {"classes": options.classes} if options.classes.endswith(".json") else {}
     told |= {} if options.settings else {"settings": "none"}
     told |= {} if options.split == "val" else {"split": options.split}
-    told |= {"data": content[:8]} if content else {}
     told |= {} if options.limit is None else {"limit": options.limit, "seed": options.seed}
     words = [f"{name}={_short(value)}" for name, value in told.items()]
     return " ".join([options.method, *words])

@@ -63,7 +63,8 @@ def test_evaluate(voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     command += ["--limit", "6", "--resume", str(tmp_path / "run"), "--out", str(tmp_path / "r.csv")]
     assert cli.main(command) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0].split()[0] == "background" and len(out) == 22
+    assert out[0].split()[0] == "background" and len(out) == 23
+    assert out[-2].startswith("few images, little to rest on: aeroplane, bicycle, ")
     assert "on 6 images of voc21 (mmseg)" in out[-1]
     frame = results.read(tmp_path / "r.csv")
     assert f"mIoU {frame['value'][0]:.2f}" in out[-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 import ovss
 from clips import save_clip
 from itms import save_blip
-from ovss import OvssError, Segmenter, Vocabulary, cli, paths
+from ovss import OvssError, Segmenter, Vocabulary, paths
 from ovss.backbones.clip import ClipBackbone
 from ovss.backbones.itm import ItmBackbone
 from ovss.datasets import open_dataset
@@ -23,11 +22,9 @@ from ovss.decide import CliperRule, Threshold
 from ovss.errors import DatasetError, VocabularyError
 from ovss.evaluation import fingerprint
 from ovss.evaluation.counting import draw
-from ovss.methods import METHODS
 from ovss.options import check_number
 from ovss.refine.blur import Blur
 from ovss.refine.crf import DenseCrf
-from ovss.reporting import results
 from ovss.taggers.clip import ClipTagger
 from toys import make_voc, toy_segmenter
 
@@ -176,25 +173,6 @@ def test_a_missing_file_is_told_before_the_first_image_is_segmented(tmp_path: Pa
     assert not seen
     seed = next(one for one in range(99) if max(draw(9, 2, one)) < 7)
     assert ovss.evaluate(counting, data, batch=2, limit=2, seed=seed, progress=False).images == 2
-
-
-def test_rows_of_data_under_other_roots_stand_beside_each_other(
-    tmp_path: Path, voc: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def build(profile: str, **options: Any) -> tuple[Any, Any]:
-        """Compares colours."""
-        return toy_segmenter().method, toy_segmenter().decision
-
-    monkeypatch.setitem(METHODS, "colours", build)
-    other = make_voc(tmp_path / "other", images=5, seed=1)
-    copy = Path(shutil.copytree(voc, tmp_path / "copy"))
-    table = tmp_path / "rows.csv"
-    for root in (voc, other, copy):
-        command = ["evaluate", "--method", "colours", "--dataset", "voc21", "--out", str(table)]
-        assert cli.main([*command, "--root", str(root)]) == 0
-    rows = results.read(table)
-    rows = rows[rows["metric"] == "mIoU"]
-    assert sorted(rows["images"]) == [5, 23], "a copy of the same data is the same row"
 
 
 def test_what_a_killed_run_left_of_a_folder_is_put_back_or_removed(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ovss import paths
+from ovss import Segmenter, evaluate, paths
 from ovss.errors import OvssError
 from ovss.evaluation import metrics
 from ovss.evaluation.result import Result
@@ -344,6 +344,15 @@ def test_published_tables() -> None:
     assert chosen["value"].tolist() == [69.8]
     with pytest.raises(ResultsError, match="no table '99'"):
         results.published("cliper", "99")
+
+
+def test_a_table_tells_how_many_classes_are_thin(
+    results_folder: Path, voc: Path, segmenter: Segmenter
+) -> None:
+    found = evaluate(segmenter, "voc21", root=voc, limit=6, progress=False)
+    results.record(found, "few", "colours")
+    (cell,) = results.compare("few")["ours: voc21"]
+    assert found.thin_classes and cell.endswith(f"(6, {len(found.thin_classes)} thin)")
 
 
 def test_compare(results_folder: Path) -> None:

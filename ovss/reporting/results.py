@@ -17,6 +17,7 @@ import pandas as pd
 
 from .. import paths
 from ..evaluation.classification import METRICS
+from ..evaluation.intervals import thin_classes
 from ..evaluation.result import Result
 from ..provenance import commit, today, version
 from . import kept_counts
@@ -231,7 +232,8 @@ def compare(experiment: str, profile: str = "lab", **options: Any) -> pd.DataFra
     """`side_by_side` to read: per data set "value [low, high] (images)" beside the paper's.
 
     The options are those of `side_by_side`. What was not measured says "not run yet"; what is
-    published stands as it is printed.
+    published stands as it is printed. "(60, 2 thin)" warns of classes that fewer than
+    `intervals.FEWEST_IMAGES` of the images hold.
     """
     cells = side_by_side(experiment, profile, **options)
     names, rows = options.get("datasets") or {}, options.get("rows") or {}
@@ -240,8 +242,12 @@ def compare(experiment: str, profile: str = "lab", **options: Any) -> pd.DataFra
     for cell in cells.to_dict("records"):
         ours = str(cell["dataset"])
         theirs = names.get(ours, ours)
+        counts = read_counts(
+            experiment, cell["row"], ours, options.get("protocol", "mmseg"), profile
+        )
         columns.setdefault(f"ours: {ours}", {})[cell["row"]] = show(
-            {str(name): value for name, value in cell.items()}
+            {str(name): value for name, value in cell.items()},
+            thin=len(thin_classes(counts.areas, counts.has_background)) if counts else 0,
         )
         if paper:
             address = (str(options["table"]), rows.get(cell["row"], cell["row"]), theirs, metric)
@@ -250,14 +256,14 @@ def compare(experiment: str, profile: str = "lab", **options: Any) -> pd.DataFra
     return pd.DataFrame(columns)
 
 
-def show(cell: Mapping[str, Any], digits: int = 1) -> str:
-    """A measured number as text: "41.2 [39.8, 42.5] (400)"."""
+def show(cell: Mapping[str, Any], digits: int = 1, thin: int = 0) -> str:
+    """A measured number as text: "41.2 [39.8, 42.5] (400)"; thin classes are counted, too."""
     if math.isnan(cell["value"]):
         return NOT_RUN
     text = f"{cell['value']:.{digits}f}"
     if not math.isnan(cell["low"]):
         text += f" [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"
-    return f"{text} ({cell['images']:.0f})"
+    return f"{text} ({cell['images']:.0f}{f', {thin} thin' if thin else ''})"
 
 
 def read_counts(
