@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,16 +20,18 @@ from ovss.lab.pretrain.itm import train as itm
 from ovss.lab.pretrain.sd import model as sd_model
 from ovss.lab.pretrain.sd import recipe as sd_recipe
 from ovss.lab.pretrain.sd import train as sd
-from ovss.lab.pretrain.trainer import ZooTrainer
+from ovss.lab.pretrain.trainer import LabRecipe, ZooTrainer
 from ovss.lab.scenes import World, render
+from ovss.lab.zoo import TRAINERS
+from pretend_device import PRETEND
 
 WORLD = World()
-RECORDED = {  # on a CPU with one thread
-    "clip": [4.372607707977295, 3.8022518157958984, 2.796218156814575],
-    "dino": [2.3404009342193604, 3.06707763671875, 2.937856674194336],
-    "sd": [0.5082159042358398, 1.50277578830719, 1.1478986740112305],
-    "blip-itm": [3.759510040283203, 5.422154426574707, 4.578810691833496],
-    "bridgetower": [3.6037096977233887, 4.052475929260254, 4.119613170623779],
+RECORDED = {  # in float32, whose last digits alone differ between processors
+    "clip": [4.374846, 3.799437, 2.771883],
+    "dino": [2.340641, 3.069513, 2.939944],
+    "sd": [0.508187, 1.503630, 1.147488],
+    "blip-itm": [3.753578, 5.392391, 4.578666],
+    "bridgetower": [3.605458, 4.013301, 4.169185],
 }
 
 
@@ -53,42 +58,67 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def trainer_of(name: str) -> ZooTrainer[Any]:
+def trainer_of(name: str, device: str = "cpu", **changes: Any) -> ZooTrainer[Any]:
     """A trainer with a curriculum of a few steps that passes through all of its losses."""
+    kind, recipe = TRAINERS[name], recipe_of(name)
+    trainer = kind(replace(recipe, **changes), device)
+    if name == "clip":
+        captions = (render("pretrain", i, 64).caption for i in range(50))
+        trainer.tokenizer = train_tokenizer(  # type: ignore[attr-defined]
+            captions, vocab_size=400, context_length=24
+        )
+    return trainer
+
+
+def recipe_of(name: str) -> LabRecipe[Any]:
+    """A recipe of a few steps."""
     if name == "clip":
         stage = clip_recipe.Stage
         stages = (
             stage(8, 8, WORLD, 0.5, ("class", "local")),
             stage(16, 8, WORLD, 0.0, ("class", "local", "mosaic")),
         )
-        trainer = clip.ClipTrainer(clip_recipe.Recipe(warmup=2, stages=stages))
-        captions = (render("pretrain", i, 64).caption for i in range(50))
-        trainer.tokenizer = train_tokenizer(captions, vocab_size=400, context_length=24)
-        return trainer
+        return clip_recipe.Recipe(warmup=2, stages=stages)
     if name == "dino":
-        recipe = dino.Recipe(stages=(dino.Stage(16, 4),), warmup=0, prototypes=16)
-        return dino.DinoTrainer(recipe)
+        return dino.Recipe(stages=(dino.Stage(16, 4),), warmup=0, prototypes=16)
     if name == "sd":
         parts = (
             sd_recipe.Stage(4, 4, "image", 64, 1e-3, 1),
             sd_recipe.Stage(4, 4, "noise", 64, 1e-3, 1),
             sd_recipe.Stage(2, 2, "noise", 128, 1e-3, 0),
         )
-        return sd.SdTrainer(sd_recipe.Recipe(stages=parts))
+        return sd_recipe.Recipe(stages=parts)
     world = itm_recipe.RICH_CAPTIONS
     matching = (
         itm_recipe.Stage(16, 8, world),
         itm_recipe.Stage(8, 8, world, itm_recipe.KEEP_RATIOS),
     )
-    kind = {"blip-itm": itm.BlipTrainer, "bridgetower": itm.BridgeTowerTrainer}[name]
-    return kind(itm_recipe.Recipe(warmup=1, stages=matching))
+    return itm_recipe.Recipe(warmup=1, stages=matching)
 
 
 @pytest.mark.parametrize("name", list(RECORDED))
 def test_the_first_losses_are_the_recorded_ones(name: str) -> None:
-    trainer = trainer_of(name)
+    trainer = trainer_of(name, dtype="float32")
     batches = trainer.batches()
     losses = [trainer.step(batches[step]) for step in range(3)]
-    assert losses == pytest.approx(RECORDED[name], abs=1e-6)
+    assert losses == pytest.approx(RECORDED[name], abs=1e-4)
     for step in range(3, len(batches)):
         trainer.step(batches[step])
+
+
+@pytest.mark.parametrize("name", list(RECORDED))
+def test_a_recipe_trains_and_measures_on_another_device(name: str, tmp_path: Path) -> None:
+    """Every loss of its curriculum, a point of its curve, its state, and the network as loaded."""
+    trainer = trainer_of(name, str(PRETEND), dtype="float32", curve_scenes=1, card_scenes=1)
+    batches = trainer.batches()
+    losses = [trainer.step(batches[step]) for step in range(len(batches))]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert {parameter.device.type for parameter in trainer.model.parameters()} == {PRETEND.type}
+    trainer.add_point(losses[-1])
+    (point,) = trainer.curve
+    assert all(math.isfinite(value) for value in point.values())
+    torch.save(trainer.state(), tmp_path / "training.pt")
+    state = torch.load(tmp_path / "training.pt", weights_only=True, map_location="cpu")
+    again = trainer_of(name, str(PRETEND), dtype="float32", curve_scenes=1, card_scenes=1)
+    again.restore(state)
+    assert again.done == len(batches) and again.curve == trainer.curve

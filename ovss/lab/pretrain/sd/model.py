@@ -115,6 +115,6 @@ def make_tokenizer(captions: Iterable[str]) -> Any:
 def save_parts(folder: Path, models: Mapping[str, Any], tokenizer: Any) -> None:
     """Write copies in the layout of `StableDiffusionPipeline.save_pretrained`, in float16."""
     for name, model in models.items():
-        copy.deepcopy(model).to(torch.float16).save_pretrained(folder / name)
+        copy.deepcopy(model).to("cpu", torch.float16).save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / "tokenizer")
     make_scheduler().save_pretrained(folder / "scheduler")
