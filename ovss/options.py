@@ -27,7 +27,7 @@ def check_number(name: str, value: object, least: float, most: float = math.inf)
     number = isinstance(value, kind) and not isinstance(value, bool)
     if not number or not least <= value <= most or value == math.inf:  # type: ignore[operator]
         noun = "a whole number" if whole else "a number"
-        bounds = f"of at least {least:g}" if math.isinf(most) else f"from {least:g} to {most:g}"
+        bounds = f"of at least {least}" if math.isinf(most) else f"from {least} to {most}"
         raise OvssError(f"{name} must be {noun} {bounds}, got {one_line(repr(value), 60)}")
 
 

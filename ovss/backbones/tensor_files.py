@@ -125,16 +125,17 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
         CheckpointError: names the first tensor that holds such a number.
     """
     for name, value in tensors.items():
+        wrong = ""
         try:
             numbers = value.float() if value.element_size() == 1 else value  # float8 has no sum
             suspect = value.is_floating_point() and not numbers.sum(dtype=torch.float32).isfinite()
-            wrong = suspect and not numbers.isfinite().all()  # a sum may overflow, its parts not
+            if suspect and not numbers.isfinite().all():  # a sum may overflow, its parts not
+                wrong = "NaN or infinite numbers"
         except RuntimeError:
-            wrong = True
+            wrong = f"numbers of a kind that is not read: {value.dtype}"
         if wrong:
             raise CheckpointError(
-                f"{path} is damaged ({one_line(name, 80)} holds NaN or infinite numbers, or "
-                f"numbers of a kind that is not read: {value.dtype}): {remedy(path)}"
+                f"{path} is damaged ({one_line(name, 80)} holds {wrong}): {remedy(path)}"
             )
 
 
