@@ -21,6 +21,8 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = ("a", "picture", "of", "cat", "dog", "person", "car", "grass", "sky", "tree", "potted")
 WORDS += ("tv", "traffic", "light")
+WORDS += ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "chair", "cow", "diningtable")
+WORDS += ("horse", "motorbike", "sheep", "sofa", "train")  # with those above all of VOC's
 PIECES = ("plant", "monitor", "light", "s")  # "pottedplant": two pieces; "traffic light": two words
 BLIP: dict[str, Any] = {
     "text_config": {

@@ -202,7 +202,7 @@ def test_unknown_values(backbone: ClipBackbone, options: dict[str, str], message
 def test_layers_that_cannot_be_selected(backbone: ClipBackbone) -> None:
     with pytest.raises(OvssError, match="compensation must be a Compensation or None: 'sd'"):
         Cliper(backbone, compensation="sd")  # type: ignore[arg-type]
-    with pytest.raises(OvssError, match="must be -4 to -1, got -5"):
+    with pytest.raises(OvssError, match="must be a whole number from -4 to -1, got -5"):
         Cliper(backbone, "official", select_layer=-5)
     with pytest.raises(OvssError, match="belongs to variant"):
         Cliper(backbone, select_layer=-2)

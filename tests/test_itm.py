@@ -190,7 +190,7 @@ def test_names_that_make_no_prompt(backbone: ItmBackbone) -> None:
         with pytest.raises(VocabularyError, match=r"a (prompt|class name)"):
             backbone.prompt(names)  # type: ignore[arg-type]
     if backbone.name != "bridgetower":  # its tokens are bytes: it sees everything
-        with pytest.raises(VocabularyError, match=r"sees no word in '\\x00'"):
+        with pytest.raises(VocabularyError, match=r"reads no word in '\\x00'"):
             backbone.prompt(["cat", "\0"])
     with pytest.raises(VocabularyError, match=r"of 90 classes has \d+ tokens.* takes \d\d: give"):
         backbone.prompt(["cat"] * 90)

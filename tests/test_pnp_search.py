@@ -27,7 +27,7 @@ from ovss.backbones.clip import ClipBackbone
 from ovss.backbones.itm import ItmBackbone
 from ovss.datasets import Sample, open_dataset
 from ovss.evaluation import metrics
-from ovss.evaluation.correlation import rank_correlation, ranks, spearman
+from ovss.evaluation.correlation import rank_correlation, spearman
 from ovss.evaluation.journal import ResumeError
 from ovss.methods import pnp_search as searching
 from ovss.methods.pnp_maps import gradcam, merge, threshold
@@ -419,13 +419,6 @@ def test_the_command_line(
 
 
 # ---- rank correlation
-
-
-def test_ranks_share_ties() -> None:
-    assert ranks([3, 1, 3, 2]).tolist() == [3.5, 1, 3.5, 2]
-    values = np.random.default_rng(0).integers(0, 6, (5, 20))
-    expected = scipy.stats.rankdata(values, axis=-1)
-    np.testing.assert_allclose(ranks(values), expected)
 
 
 def test_spearman(rng: np.random.Generator) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
 from ..errors import OvssError
 from . import intervals, metrics
@@ -13,20 +14,12 @@ from . import intervals, metrics
 FloatArray = NDArray[np.float64]
 
 
-def ranks(values: ArrayLike) -> FloatArray:
-    """Ranks from 1 along the last axis; equal values share the mean of theirs."""
-    numbers = np.asarray(values, dtype=np.float64)
-    below = (numbers[..., None, :] < numbers[..., :, None]).sum(-1)
-    equal = (numbers[..., None, :] == numbers[..., :, None]).sum(-1)
-    return below + (equal + 1) / 2
-
-
 def spearman(first: ArrayLike, second: ArrayLike) -> Any:
     """Rank correlation in [-1, 1] along the last axis: both [..., C] -> [...].
 
     NaN where one of them is constant.
     """
-    one, two = (_centred(ranks(values)) for values in (first, second))
+    one, two = (_centred(rankdata(values, axis=-1)) for values in (first, second))
     size = np.sqrt((one**2).sum(-1) * (two**2).sum(-1))
     product = (one * two).sum(-1)
     return np.divide(product, size, out=np.full(size.shape, np.nan), where=size > 0)[()]

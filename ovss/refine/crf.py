@@ -153,15 +153,17 @@ class CrfProcesses:
         return answer
 
     def _take(self) -> subprocess.Popen[bytes]:
-        """An idle process, or a new one."""
+        """An idle process that lives, or a new one."""
         if self._owner != os.getpid():  # a fork inherits the list, and must not use its pipes
             self.idle, self._owner = [], os.getpid()
-        try:
-            return self.idle.pop()
-        except IndexError:
-            command = [sys.executable, "-P", str(Path(crf_worker.__file__))]
-            pipe = subprocess.PIPE
-            return subprocess.Popen(command, stdin=pipe, stdout=pipe)
+        with contextlib.suppress(IndexError):
+            while True:
+                process = self.idle.pop()
+                if process.poll() is None:
+                    return process
+                _end(process)  # killed while it waited
+        command = [sys.executable, "-P", str(Path(crf_worker.__file__))]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def processors() -> int:
