@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .errors import LONGEST, MissingLibraryError, OvssError, printable, shorten
-from .paths import FROM_THE_REPOSITORY, atomic, check_destination, data, expand, read_lines
+from .files import atomic, check_destination, expand, read_lines
+from .paths import FROM_THE_REPOSITORY, data
 
 LISTS = ("methods", "datasets", "checkpoints")
 MODEL = (

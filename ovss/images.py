@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from .errors import DatasetError, ImageError, OvssError
-from .paths import check_file
+from .files import check_file
 
 ACCEPTED = "a path, a PIL image, an array [H, W, 3] or [H, W], or a tensor [3, H, W]"
 LARGEST_FILE = 1 << 30  # bytes

@@ -14,8 +14,8 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from .errors import OvssError
+from .files import atomic, check_destination
 from .labels import BACKGROUND, palette
-from .paths import atomic, check_destination
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import UNPRINTABLE, VocabularyError, printable, shorten
-from .paths import trim
+from .files import trim
 
 LONGEST_WORD = 500  # characters of a name; CLIP reads 77 tokens, of which a letter may take several
 SEPARATORS = re.compile("[,\uff0c\u3001\uff64\u060c\ufe50\ufe51]")  # the comma of several scripts

@@ -40,8 +40,9 @@ from ovss.errors import (
     printable,
     shorten,
 )
+from ovss.files import atomic, check_destination, read_lines, read_text
 from ovss.images import read_image, read_orientation
-from ovss.paths import atomic, check_destination, data, read_lines, read_text
+from ovss.paths import data
 from ovss.segmentation import check_output
 from test_evaluate import environment
 from toys import ColourMethod
@@ -674,7 +675,7 @@ def test_links_and_permissions_stay(tmp_path: Path) -> None:
 
 WRITER = """
 import sys, time
-from ovss.paths import atomic
+from ovss.files import atomic
 with atomic(sys.argv[1]) as file:
     file.write(b"half"); file.flush(); print("writing", flush=True); time.sleep(60)
 """
@@ -686,7 +687,7 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as writer:
         assert writer.stdout is not None and writer.stdout.readline() == b"writing\n"
         assert len(list(tmp_path.glob(".ovss-*.tmp"))) == 1
-        write = f"from ovss.paths import atomic\nwith atomic({str(tmp_path / 'other')!r}): pass"
+        write = f"from ovss.files import atomic\nwith atomic({str(tmp_path / 'other')!r}): pass"
         subprocess.run([sys.executable, "-c", write], env=environment(), check=True)
         assert len(list(tmp_path.glob(".ovss-*.tmp"))) == 1
         writer.kill()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import ovss
 from clips import save_clip
 from itms import save_blip
-from ovss import OvssError, Segmenter, Vocabulary, paths
+from ovss import OvssError, Segmenter, Vocabulary, files
 from ovss.backbones.clip import ClipBackbone
 from ovss.backbones.itm import ItmBackbone
 from ovss.datasets import open_dataset
@@ -181,12 +181,12 @@ def test_what_a_killed_run_left_of_a_folder_is_put_back_or_removed(tmp_path: Pat
     for one in (old, new, tmp_path / ".model.notes.tmp"):
         one.mkdir()
         (one / "weights").write_text(one.suffix)
-    with pytest.raises(KeyboardInterrupt), paths.atomic_folder(folder):
+    with pytest.raises(KeyboardInterrupt), files.atomic_folder(folder):
         raise KeyboardInterrupt
     assert (folder / "weights").read_text() == ".old", "killed between two renames: put back"
     assert sorted(one.name for one in tmp_path.iterdir()) == [".model.notes.tmp", "model"]
-    with paths.atomic_folder(folder) as first:
-        with paths.atomic_folder(folder) as second:  # another process, at the same time
+    with files.atomic_folder(folder) as first:
+        with files.atomic_folder(folder) as second:  # another process, at the same time
             (second / "weights").write_text("second")
         assert first.is_dir()
         (first / "weights").write_text("first")

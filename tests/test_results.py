@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ovss import Segmenter, evaluate, paths
+from ovss import Segmenter, evaluate, files, paths
 from ovss.errors import OvssError
 from ovss.evaluation import metrics
 from ovss.evaluation.result import Result
@@ -162,7 +162,7 @@ def test_a_kill_leaves_rows_and_counts_that_belong_together(
     """Killed before the counts are written, between counts and rows, and before the clearing up."""
     file = results.file_of("e")
     results.record(result(), "e", "a")
-    atomic = paths.atomic
+    atomic = files.atomic
 
     class Killed(BaseException):
         pass

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ovss import paths
+from ovss import files
 from ovss.errors import OvssError
 from ovss.training.card import UNTRAINED, Gate, card
 from ovss.training.curriculum import SEED_STRIDE, Batch, Batches, Position, Recipe, Stage
@@ -200,15 +200,15 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     (folder / "weights").write_text("old")
     (folder / "gone").write_text("old")
     (folder / "diary").write_text("kept")
-    with pytest.raises(KeyboardInterrupt), paths.atomic_folder(folder, keep=["diary"]) as new:
+    with pytest.raises(KeyboardInterrupt), files.atomic_folder(folder, keep=["diary"]) as new:
         (new / "weights").write_text("half")
         raise KeyboardInterrupt
     assert sorted(p.name for p in folder.iterdir()) == ["diary", "gone", "weights"]
     assert (folder / "weights").read_text() == "old"
-    with paths.atomic_folder(folder, keep=["diary", "absent"]) as new:
+    with files.atomic_folder(folder, keep=["diary", "absent"]) as new:
         (new / "weights").write_text("new")
     assert {p.name: p.read_text() for p in folder.iterdir()} == {"weights": "new", "diary": "kept"}
     assert [p.name for p in tmp_path.iterdir()] == ["model"], "nothing is left beside it"
-    with paths.atomic_folder(tmp_path / "first" / "time") as new:
+    with files.atomic_folder(tmp_path / "first" / "time") as new:
         (new / "weights").write_text("new")
     assert (tmp_path / "first" / "time" / "weights").read_text() == "new"

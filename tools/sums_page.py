@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ovss import paths
+from ovss import files, paths
 from ovss.reporting.published import sums_page
 
 if __name__ == "__main__":
-    with paths.atomic(paths.root() / "book" / "appendix" / "sums.md") as file:
+    with files.atomic(paths.root() / "book" / "appendix" / "sums.md") as file:
         file.write(sums_page().encode("utf-8"))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .. import paths
+from .. import files, paths
 from ..errors import UNPRINTABLE, DatasetError, VocabularyError, shorten
 from ..vocabulary import Vocabulary
 
@@ -84,7 +84,7 @@ def read_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
         DatasetError: the file is missing, is no text, or a name is empty, repeated or unprintable;
             the message names it.
     """
-    lines = paths.read_lines(path, "vocabulary", DatasetError)
+    lines = files.read_lines(path, "vocabulary", DatasetError)
     try:
         return Vocabulary.of(lines).names
     except VocabularyError as error:
@@ -98,7 +98,7 @@ def read_ids(path: str | os.PathLike[str]) -> tuple[str, ...]:
         DatasetError: the file is missing, is no text or holds no name; a name is listed twice or
             leads out of the data set's folder.
     """
-    found = paths.read_lines(path, "list", DatasetError)
+    found = files.read_lines(path, "list", DatasetError)
     if not found:
         raise DatasetError(f"the list {path} names no image")
     for one in found:

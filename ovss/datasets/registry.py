@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .. import paths
+from .. import files, paths
 from ..errors import DatasetError, UnknownNameError
 from ..labels import IGNORE
 from .voc import Spec, VocDataset
@@ -61,7 +61,7 @@ def _where_from(spec: Spec) -> str:
 
 def _find_root(spec: Spec, root: str | os.PathLike[str] | None) -> Path:
     if root is not None:
-        base = paths.expand(root)
+        base = files.expand(root)
     elif spec.home is not None:
         base = paths.data(spec.home)
     else:

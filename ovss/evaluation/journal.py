@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from ..errors import OvssError
-from ..paths import sync_folder
+from ..files import sync_folder
 
 Record = dict[str, Any]
 NAME = "journal.jsonl"

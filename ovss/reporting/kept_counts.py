@@ -19,7 +19,7 @@ import numpy as np
 from filelock import SoftFileLease, Timeout
 from numpy.typing import NDArray
 
-from .. import paths
+from .. import files
 from ..errors import OvssError
 from ..evaluation.classification import ImageLevel
 from ..evaluation.result import Result
@@ -72,7 +72,7 @@ def save(path: Path, arrays: Mapping[str, Any]) -> None:
     try:
         load(path)
     except ResultsError:
-        with paths.atomic(path) as file:
+        with files.atomic(path) as file:
             np.savez_compressed(file, **arrays)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from .. import paths
+from .. import files, paths
 from ..evaluation.classification import METRICS
 from ..evaluation.intervals import thin_classes
 from ..evaluation.result import Result
@@ -128,7 +128,7 @@ def write(
         ResultsError: a row lacks a KEY column or its value, or has an unknown column; the file
             is none of results; another process keeps it locked.
     """
-    target = paths.expand(path)
+    target = files.expand(path)
     kept = {row: arrays_of(result, row, threshold) for row, result in (counts or {}).items()}
     new = _frame(_with_counts(line, kept) for line in rows)
     with locked(target):
@@ -139,7 +139,7 @@ def write(
                 kept_counts.save(folder_of(target) / name, arrays)
         content = merged.to_csv(index=False, lineterminator="\n").encode()
         if not target.is_file() or target.read_bytes() != content:
-            with paths.atomic(target) as file:
+            with files.atomic(target) as file:
                 file.write(content)
         remove_unnamed(target, named)
 
@@ -150,7 +150,7 @@ def check_results_file(path: str | os.PathLike[str]) -> None:
     Raises:
         OvssError: it is another kind of file, or nothing can be written there.
     """
-    read(paths.check_destination(path))
+    read(files.check_destination(path))
 
 
 def read(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -159,7 +159,7 @@ def read(path: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         ResultsError: the file's columns are not COLUMNS.
     """
-    file = paths.expand(path)
+    file = files.expand(path)
     if not file.is_file():
         return _frame([])
     try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from .. import paths
+from .. import files
 from ..datasets import Sample
 from ..errors import OvssError, one_line
 from ..images import data_url
@@ -143,7 +143,7 @@ class Gpt4oTagger:
             return answer
         _check_place(place)  # before anything is paid for
         kept = self._ask(request)
-        with paths.atomic(place) as file:
+        with files.atomic(place) as file:
             file.write(json.dumps(kept, indent=1).encode())
         self._charge(kept["usage"], asked=1)
         return str(kept["answer"])

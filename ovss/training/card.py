@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from .. import paths, provenance
+from .. import files, provenance
 from .loop import Trainer
 
 UNTRAINED: Literal["untrained"] = "untrained"
@@ -92,12 +92,12 @@ def write_card(folder: Path, content: Mapping[str, Any], weights: str) -> None:
 
 def write_curve(path: Path, curve: Sequence[Mapping[str, float]]) -> None:
     """Write a training curve as CSV, one point a row."""
-    with paths.atomic(path) as binary:
+    with files.atomic(path) as binary:
         lines = [list(curve[0]), *([f"{v:.6g}" for v in row.values()] for row in curve)]
         binary.write("".join(",".join(line) + "\n" for line in lines).encode())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
-    with paths.atomic(path) as file:
+    with files.atomic(path) as file:
         file.write((json.dumps(content, indent=2, default=str) + "\n").encode())

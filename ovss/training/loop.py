@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .. import paths
+from .. import files
 from ..backbones.devices import find_device
 from ..errors import OvssError
 from .curriculum import Batch, Batches, Recipe
@@ -189,7 +189,7 @@ def run(trainer: Trainer[Any], batches: Batches[Any], saved: Path, workers: int 
                 trainer.add_point(loss)
                 bar.set_postfix(trainer.curve[-1])
             if point or time.monotonic() - last_save > SAVE_EVERY:
-                with paths.atomic(saved) as file:
+                with files.atomic(saved) as file:
                     torch.save(trainer.state(), file)
                 last_save = time.monotonic()
 

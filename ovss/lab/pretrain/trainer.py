@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ovss import paths
+from ovss import files
 from ovss.evaluation.intervals import Interval
 from ovss.training.card import UNTRAINED, Gate, card, write_card, write_curve, write_json
 from ovss.training.curriculum import Batches, Recipe, S
@@ -91,7 +91,7 @@ class ZooTrainer(Trainer[R]):
         run(self, self.batches(), saved, workers)
         if self.best_weights:
             self.kept.load_state_dict(self.best_weights)
-        with paths.atomic_folder(folder, keep=(DIARY,)) as new:
+        with files.atomic_folder(folder, keep=(DIARY,)) as new:
             self.write(new)
             write_curve(new / "curve.csv", self.curve)
             write_card(new, self.card(new), self.weights)
@@ -131,5 +131,5 @@ class ZooTrainer(Trainer[R]):
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Write tensors to a safetensors file, in float16 as transformers reads it."""
     halves = {name: tensor.detach().cpu().half().contiguous() for name, tensor in weights.items()}
-    with paths.atomic(path) as file:
+    with files.atomic(path) as file:
         file.write(save(halves, metadata={"format": "pt"}))

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
-from ovss import paths
+from ovss import files
 from ovss.backbones.clip import ClipBackbone
 from ovss.lab.pretrain.batches import MEAN, STD, normalise
 from ovss.lab.pretrain.clip.measure import measure
@@ -98,7 +98,7 @@ class ClipTrainer(ZooTrainer[Recipe]):
         """Write configuration, tokenizer and weights."""
         preprocess = {"size": SIDE, "mean": MEAN, "std": STD}
         write_json(folder / "config.json", {"model_cfg": MODEL, "preprocess_cfg": preprocess})
-        with paths.atomic(folder / "tokenizer.json") as file:
+        with files.atomic(folder / "tokenizer.json") as file:
             file.write(self.tokenizer.to_str(pretty=True).encode())
         write_weights(folder / "model.safetensors", self.model.state_dict())
 
