@@ -175,7 +175,7 @@ def test_a_kill_leaves_rows_and_counts_that_belong_together(
 
     with monkeypatch.context() as patch:
         if step == "rows":
-            patch.setattr(paths, "atomic", kill_rows)
+            patch.setattr(files, "atomic", kill_rows)
         else:
             place = {"counts": (kept_counts, "save"), "removal": (results, "remove_unnamed")}
             patch.setattr(*place[step], kill)
