@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +243,15 @@ def test_only_runs_on_the_same_images_are_paired() -> None:
             paired_difference(one, other)
     assert paired_difference(one, one) == (0, 0, 0)
     assert claims.judge(paired_difference(one, one)) == "undecided"
+
+
+def test_a_difference_that_two_images_make_decides_nothing() -> None:
+    """Equal runs but for two images, in which one is right and the other wrong."""
+    better = result(0.6, images=40)
+    areas = better.areas.copy()
+    areas[:2, 0] = 0  # no pixel right
+    results.record(better, "e", "better")
+    results.record(replace(better, areas=areas), "e", "worse")
+    (test,) = claim().tests()
+    assert test.verdict == "cannot be decided here"
+    assert test.reason == "the difference rests on 2 of 40 images"

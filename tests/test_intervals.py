@@ -191,6 +191,23 @@ def test_jackknife_of_weights(rng: np.random.Generator) -> None:
     assert middle.low < one.mean() < middle.high
 
 
+def test_how_many_images_a_value_rests_on(rng: np.random.Generator) -> None:
+    """By hand: deviations 1, -1, 0, 0 are two images' doing; one far value is one's."""
+
+    def rests(values: list[float]) -> float:
+        counts = np.array(values)[:, None]  # [I, 1]
+        found = intervals.draw([counts], [1.0], lambda sums: sums[..., 0], n=1)
+        return found.effective_images
+
+    assert rests([1, -1, 0, 0]) == pytest.approx(2)
+    assert rests([1, -1] * 30) == pytest.approx(60)
+    assert 1 <= rests([0] * 99 + [1]) < 1.1
+    assert rests([3, 3, 3]) == 3, "no image changes anything"
+    areas = rng.integers(0, 50, (40, 3, 3))
+    same = intervals.draw([areas, areas], [1.0, -1.0], n=1)
+    assert same.effective_images == 40
+
+
 def test_thin_classes() -> None:
     area = np.zeros((9, 3, 4))
     area[:, 1, 1] = 7  # every image

@@ -352,7 +352,15 @@ def test_a_table_tells_how_many_classes_are_thin(
     found = evaluate(segmenter, "voc21", root=voc, limit=6, progress=False)
     results.record(found, "few", "colours")
     (cell,) = results.compare("few")["ours: voc21"]
-    assert found.thin_classes and cell.endswith(f"(6, {len(found.thin_classes)} thin)")
+    assert found.thin_classes and f"(6, {len(found.thin_classes)} thin" in cell
+
+
+def test_a_number_that_few_images_decide_is_marked() -> None:
+    cell = {"value": 4.2, "low": 4.1, "high": 4.3, "images": 400, "thin": 0, "rests on": 2.7}
+    assert results.show(cell) == "4.2 [4.1, 4.3] (400, rests on 3)"
+    assert results.show({**cell, "thin": 2, "rests on": 5.1}) == "4.2 [4.1, 4.3] (400, 2 thin)"
+    unknown = {**cell, "thin": math.nan, "rests on": math.nan}
+    assert results.show(unknown) == "4.2 [4.1, 4.3] (400)"
 
 
 def test_compare(results_folder: Path) -> None:

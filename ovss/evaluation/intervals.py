@@ -31,7 +31,7 @@ Bounds = tuple[float, float]
 
 MEAN_IOU = metrics.MeanIou()  # in [0, 1], background a class
 ANYWHERE: Bounds = (-np.inf, np.inf)
-FEWEST_IMAGES = 5  # a class that fewer images hold is thin: nothing can be said about it
+FEWEST_IMAGES = 5  # what rests on fewer, a class or a difference, says nothing
 LEVEL = 0.95
 BLOCK = 256  # rows of weights at once
 
@@ -79,6 +79,20 @@ class Draws:
             return float("nan")
         n = len(known)
         return float(np.sqrt((n - 1) / n * ((known - known.mean()) ** 2).sum()))
+
+    @property
+    def effective_images(self) -> float:
+        """How many images the value rests on: (sum d^2)^2 / sum d^4 of the jackknife's d [I].
+
+        As many as there are if all weigh alike, 1 if one decides alone. Below FEWEST_IMAGES no
+        interval holds what it promises (`make coverage`). All of them where none matters, as in
+        the difference of two equal runs.
+        """
+        apart = self.left_out[np.isfinite(self.left_out)]
+        square = (apart - apart.mean()) ** 2 if apart.size else apart  # [I]
+        if square.sum() < 1e-24:
+            return float(len(self.left_out))
+        return float(square.sum() ** 2 / (square**2).sum())
 
 
 def bootstrap(
@@ -153,12 +167,12 @@ def jackknife(statistic: Statistic, images: int, bounds: Bounds = ANYWHERE) -> I
         images: I.
         bounds: the least and the greatest value possible.
     """
-    return _clipped(student_t(_left_out(statistic, images)), bounds)
+    return _clipped(student_t(left_out(statistic, images)), bounds)
 
 
 def paired_jackknife(first: Statistic, second: Statistic, images: int) -> Difference:
     """Estimate first - second and its interval, of statistics as `jackknife` takes them."""
-    found = _left_out(lambda weights: first(weights) - second(weights), images)
+    found = left_out(lambda weights: first(weights) - second(weights), images)
     return Difference(found.value, *student_t(found))
 
 
@@ -363,7 +377,7 @@ def _resampled(
     return values, np.sqrt(variance * images / max(images - 1, 1))
 
 
-def _left_out(statistic: Statistic, images: int) -> Draws:
+def left_out(statistic: Statistic, images: int) -> Draws:
     """The jackknife of a statistic of weights."""
     if images < 1:
         raise IntervalError("an interval needs at least one image, got 0")

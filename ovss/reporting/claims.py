@@ -7,9 +7,11 @@ The rules are written here, before any test:
 2. Nor can it be decided if the claim says that a part adds something and there is next to nothing
    to add: the headroom (what a perfect part would add) is not above zero by its own interval, or
    is not greater than half the width of the test's interval.
-3. Otherwise it *holds* if the paired 95 % interval lies above the margin, *does not hold* if it
+3. Nor can a difference that rests on fewer images than `intervals.FEWEST_IMAGES`: its interval
+   does not hold what it promises.
+4. Otherwise it *holds* if the paired 95 % interval lies above the margin, *does not hold* if it
    lies below, and is *undecided* if the margin is in it.
-4. A claim does not hold if one of its tests does not; it holds if all of them do.
+5. A claim does not hold if one of its tests does not; it holds if all of them do.
 """
 
 from __future__ import annotations
@@ -122,6 +124,7 @@ class Claim:
             if most is None:
                 return PairTest(greater, smaller, metric, difference, "not run yet")
             reason = no_headroom(most, difference)
+        reason = reason or rests_on_few(greater, smaller, metric, profile)
         verdict = "cannot be decided here" if reason else judge(difference, self.margin)
         return PairTest(greater, smaller, metric, difference, verdict, reason)
 
@@ -172,6 +175,22 @@ def no_headroom(most: intervals.Difference, difference: intervals.Difference) ->
     )
 
 
+def rests_on_few(greater: Cell, smaller: Cell, metric: str, profile: str = "lab") -> str:
+    """Say that a difference rests on too few images to have an interval; "" if it does not."""
+    first, second = (read_counts(*cell, profile=profile) for cell in (greater, smaller))
+    if first is None or second is None:
+        return ""
+    if metric == "mIoU":
+        areas = (first.areas, second.areas)
+        found = intervals.draw(areas, (1.0, -1.0), _mean_iou(first), n=1)
+    else:
+        one, two = _statistic(first, metric), _statistic(second, metric)
+        found = intervals.left_out(lambda weights: one(weights) - two(weights), len(first.ids))
+    if found.effective_images >= intervals.FEWEST_IMAGES:
+        return ""
+    return f"the difference rests on {found.effective_images:.0f} of {len(first.ids)} images"
+
+
 def paired_difference(
     first: Counts, second: Counts, resamples: int = 1000, seed: int = 0, metric: str = "mIoU"
 ) -> intervals.Difference:
@@ -186,8 +205,7 @@ def paired_difference(
     if metric != "mIoU":
         one, two = _statistic(first, metric), _statistic(second, metric)
         return intervals.paired_jackknife(one, two, len(first.ids))
-    statistic = metrics.MeanIou(background=first.has_background, scale=100)
-    return intervals.paired_bootstrap(first.areas, second.areas, statistic, resamples, seed)
+    return intervals.paired_bootstrap(first.areas, second.areas, _mean_iou(first), resamples, seed)
 
 
 def judge(difference: intervals.Difference, margin: float = 0.0) -> Verdict:
@@ -303,6 +321,10 @@ def _verb(verdict: Verdict, count: int) -> str:
               "not run yet": "are not run yet"}  # fmt: skip
     single = {"undecided": "is undecided", "not run yet": "is not run yet"}
     return single.get(verdict, verdict) if count == 1 else plural.get(verdict, verdict)
+
+
+def _mean_iou(counts: Counts) -> intervals.Statistic:
+    return metrics.MeanIou(background=counts.has_background, scale=100)
 
 
 def _statistic(counts: Counts, metric: str) -> intervals.Statistic:

@@ -17,7 +17,8 @@ import pandas as pd
 
 from .. import files, paths
 from ..evaluation.classification import METRICS
-from ..evaluation.intervals import thin_classes
+from ..evaluation.intervals import FEWEST_IMAGES, draw, thin_classes
+from ..evaluation.metrics import MeanIou
 from ..evaluation.result import Result
 from ..provenance import commit, today, version
 from . import kept_counts
@@ -36,6 +37,7 @@ TIMES = ("time (ms)", "time ratio")  # their values are circumstances, too
 NUMBERS = {"value": 4, "low": 4, "high": 4, "seconds_per_image": 5}  # digits after the point
 MEASURED = ["value", "low", "high", "images"]
 OF_COUNTS = ("mIoU", "pixel accuracy", *METRICS)  # metrics that are made of counts
+WARNINGS = ["thin", "rests on"]
 NOT_RUN = "not run yet"
 
 
@@ -198,6 +200,8 @@ def side_by_side(
 ) -> pd.DataFrame:
     """Our numbers beside the paper's: row, dataset, value, low, high, images, published.
 
+    And of an mIoU whose counts were kept "thin" and "rests on", of which `show` warns.
+
     Args:
         experiment: the results file.
         profile: under which it was measured.
@@ -219,21 +223,21 @@ def side_by_side(
             "row": row,
             "dataset": dataset,
             **_ours(ours, row, dataset),
+            **_warnings(experiment, row, dataset, protocol, metric, profile),
             "published": _theirs(theirs, row_names[row], set_names[dataset], metric),
         }
         for row in row_names
         for dataset in set_names
         if rows is not None or ((ours["row"] == row) & (ours["dataset"] == dataset)).any()
     ]
-    return pd.DataFrame(cells, columns=["row", "dataset", *MEASURED, "published"])
+    return pd.DataFrame(cells, columns=["row", "dataset", *MEASURED, *WARNINGS, "published"])
 
 
 def compare(experiment: str, profile: str = "lab", **options: Any) -> pd.DataFrame:
     """`side_by_side` to read: per data set "value [low, high] (images)" beside the paper's.
 
     The options are those of `side_by_side`. What was not measured says "not run yet"; what is
-    published stands as it is printed. "(60, 2 thin)" warns of classes that fewer than
-    `intervals.FEWEST_IMAGES` of the images hold.
+    published stands as it is printed. For the rest see `show`.
     """
     cells = side_by_side(experiment, profile, **options)
     names, rows = options.get("datasets") or {}, options.get("rows") or {}
@@ -242,12 +246,8 @@ def compare(experiment: str, profile: str = "lab", **options: Any) -> pd.DataFra
     for cell in cells.to_dict("records"):
         ours = str(cell["dataset"])
         theirs = names.get(ours, ours)
-        counts = read_counts(
-            experiment, cell["row"], ours, options.get("protocol", "mmseg"), profile
-        )
         columns.setdefault(f"ours: {ours}", {})[cell["row"]] = show(
-            {str(name): value for name, value in cell.items()},
-            thin=len(thin_classes(counts.areas, counts.has_background)) if counts else 0,
+            {str(name): value for name, value in cell.items()}
         )
         if paper:
             address = (str(options["table"]), rows.get(cell["row"], cell["row"]), theirs, metric)
@@ -256,14 +256,21 @@ def compare(experiment: str, profile: str = "lab", **options: Any) -> pd.DataFra
     return pd.DataFrame(columns)
 
 
-def show(cell: Mapping[str, Any], digits: int = 1, thin: int = 0) -> str:
-    """A measured number as text: "41.2 [39.8, 42.5] (400)"; thin classes are counted, too."""
+def show(cell: Mapping[str, Any], digits: int = 1) -> str:
+    """A measured number as text: "41.2 [39.8, 42.5] (400)", in parentheses the images.
+
+    "(60, 2 thin)" warns of two classes that fewer than `intervals.FEWEST_IMAGES` images hold,
+    "(400, rests on 3)" of a number that so few decide: the interval does not hold its promise.
+    """
     if math.isnan(cell["value"]):
         return NOT_RUN
     text = f"{cell['value']:.{digits}f}"
     if not math.isnan(cell["low"]):
         text += f" [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"
-    return f"{text} ({cell['images']:.0f}{f', {thin} thin' if thin else ''})"
+    warnings = [f", {cell['thin']:.0f} thin"] if cell.get("thin", 0) > 0 else []
+    if cell.get("rests on", math.inf) < FEWEST_IMAGES:
+        warnings.append(f", rests on {cell['rests on']:.0f}")
+    return f"{text} ({cell['images']:.0f}{''.join(warnings)})"
 
 
 def read_counts(
@@ -349,6 +356,18 @@ def _ours(ours: pd.DataFrame, row: str, dataset: str) -> dict[str, float]:
     if found.empty:
         return dict.fromkeys(MEASURED, math.nan)
     return {name: float(found.iloc[-1][name]) for name in MEASURED}
+
+
+def _warnings(
+    experiment: str, row: str, dataset: str, protocol: str, metric: str, profile: str
+) -> dict[str, float]:
+    """How many classes are thin, and how many images the mIoU rests on; NaN where unknown."""
+    counts = read_counts(experiment, row, dataset, protocol, profile) if metric == "mIoU" else None
+    if counts is None:
+        return dict.fromkeys(WARNINGS, math.nan)
+    found = draw([counts.areas], [1.0], MeanIou(background=counts.has_background), n=1)
+    thin = thin_classes(counts.areas, counts.has_background)
+    return {"thin": len(thin), "rests on": found.effective_images}
 
 
 def _theirs(theirs: pd.DataFrame | None, row: str, dataset: str, metric: str) -> float:
