@@ -7,12 +7,28 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ovss import paths
 from ovss.lab.captions import Habits, Mention, caption
-from ovss.lab.scenes import COLOUR_NAMES, NAMES, STUFF_NAMES, THING_NAMES, World, render
-from ovss.lab.write import COUNTS, SIDE, label_maps, scene_id, write_benchmark
+from ovss.lab.disguise import Coats, Disguise, weave
+from ovss.lab.fine import FINE
+from ovss.lab.pretrain.clusters import colour_grid, judge_clusters, kmeans
+from ovss.lab.scenes import (
+    COLOUR_NAMES,
+    MOTLEY,
+    NAMES,
+    STUFF_NAMES,
+    THING_NAMES,
+    Scene,
+    Split,
+    World,
+    film,
+    render,
+)
+from ovss.lab.things import THINGS
+from ovss.lab.write import SIDE, WRITTEN, Written, label_maps, scene_id, write_benchmark
 
 SINGULAR = {"people": "person", "butterflies": "butterfly", "fish": "fish"}
 
@@ -38,8 +54,8 @@ def test_a_scene_is_a_function_of_its_seed(side: int) -> None:
 
 
 def test_splits_share_no_scene() -> None:
-    pictures = {render(split, i).image.tobytes() for split in COUNTS for i in range(40)}
-    pictures |= {render("pretrain", i).image.tobytes() for i in range(40)}
+    splits: tuple[Split, ...] = ("val", "tune", "pretrain")
+    pictures = {render(split, i).image.tobytes() for split in splits for i in range(40)}
     assert len(pictures) == 120
 
 
@@ -107,14 +123,14 @@ def test_a_side_must_be_one_of_four(side: int) -> None:
         render("val", 0, side)
 
 
-@pytest.mark.parametrize("split", list(COUNTS))
+@pytest.mark.parametrize("split", list(WRITTEN))
 def test_the_committed_benchmark_is_what_the_world_renders(split: str) -> None:
-    root = paths.data("lab")
+    root, written = paths.data("lab"), WRITTEN[split]
     listed = (root / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
-    assert len(listed) == COUNTS[split]  # type: ignore[index]
-    for index in range(0, COUNTS[split], 37):  # type: ignore[index]
-        scene, name = render(split, index, SIDE), scene_id(split, index)  # type: ignore[arg-type]
-        for folder, labels in label_maps(scene).items():
+    assert len(listed) == written.count
+    for index in range(0, written.count, 37):
+        scene, name = written.render(index), scene_id(split, index)
+        for folder, labels in label_maps(scene, "motley" not in split).items():
             with Image.open(root / folder / f"{name}.png") as stored:
                 np.testing.assert_array_equal(
                     np.asarray(stored), labels, err_msg=f"{folder} {name}"
@@ -125,16 +141,115 @@ def test_the_committed_benchmark_is_what_the_world_renders(split: str) -> None:
 
 
 def test_writing_the_benchmark_gives_the_voc_layout(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    write_benchmark(tmp_path, {"val": 2, "tune": 1})
+    splits = {"val": Written("val", 2), "tune-motley": Written("tune", 1, world=MOTLEY)}
+    write_benchmark(tmp_path, splits)
     written = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    masks = ("Class", "Stuff", "Object", "Attribute")
-    ids = ("val_0000", "val_0001", "tune_0000")
+    masks = ("Class", "Stuff", "Object")
+    plain, ids = ("val_0000", "val_0001"), ("val_0000", "val_0001", "tune-motley_0000")
     assert written == {
         "captions.csv",
-        *(f"ImageSets/Segmentation/{split}.txt" for split in ("val", "tune")),
+        *(f"ImageSets/Segmentation/{split}.txt" for split in splits),
         *(f"JPEGImages/{name}.jpg" for name in ids),
         *(f"Segmentation{mask}/{name}.png" for mask in masks for name in ids),
+        *(f"SegmentationAttribute/{name}.png" for name in plain),
     }
+
+
+# ---- disguises, thin parts, films
+
+
+def test_a_disguise_changes_nothing_but_colours() -> None:
+    for index in range(20):
+        plain, motley = render("tune", index), render("tune", index, world=MOTLEY)
+        np.testing.assert_array_equal(plain.labels, motley.labels)
+        np.testing.assert_array_equal(plain.instances, motley.instances)
+        assert plain.things == motley.things and plain.stuff == motley.stuff
+        ground = plain.instances == 0
+        error = abs(plain.image[ground].astype(int) - motley.image[ground])
+        assert np.median(error) == 0
+        assert not set(words_of(motley.caption)) & set(COLOUR_NAMES)
+
+
+def coats(disguise: Disguise, seed: int, grounds: dict[str, tuple[int, int, int]]) -> list[object]:
+    from random import Random
+
+    tones = {0: (1, 1, 1), 1: (2, 2, 2), 2: (3, 3, 3)}
+    means = {name: np.array(colour, dtype=np.float32) for name, colour in grounds.items()}
+    drawn = Coats(Random(seed), disguise, tones, lambda rng: {0: (9, 9, 9)}, means)
+    return [drawn.draw(0) for _ in range(4)]
+
+
+def test_coats_by_hand() -> None:
+    grounds = {"sand": (100, 50, 20)}
+    for seed in range(20):
+        plain = coats(Disguise(), seed, grounds)
+        assert {(c.colour, c.material) for c in plain} == {((1, 1, 1), 0)}  # type: ignore[attr-defined]
+        motley = coats(Disguise(motley=1.0), seed, grounds)
+        assert {c.colour for c in motley} == {(9, 9, 9)}  # type: ignore[attr-defined]
+        hidden = coats(Disguise(motley=0.0, camouflage=1.0), seed, grounds)
+        sand = 1 + list(STUFF_NAMES).index("sand")
+        textured = {c.material for c in hidden} == {sand}  # type: ignore[attr-defined]
+        near = all(abs(c.colour[0] - 100) <= 8 for c in hidden)  # type: ignore[attr-defined]
+        assert textured != near
+
+
+def test_a_texture_keeps_the_mean_colour() -> None:
+    from random import Random
+
+    materials = np.zeros((64, 64), dtype=np.uint8)
+    materials[:, 32:] = 1 + list(STUFF_NAMES).index("brick")
+    gains = weave(Random(0), materials, 32)
+    assert (gains[:, :16] == 1).all() and gains[:, 16:].std() > 0.05
+    assert abs(gains[:, 16:].mean() - 1) < 0.1
+
+
+def test_thin_parts_leave_gaps() -> None:
+    """The same boxes, less than two thirds of the area, more border for each pixel inside."""
+    assert len(FINE) >= 6 and set(FINE) <= set(THINGS)
+    solid = [render("tune", i, 128) for i in range(60)]
+    thin = [render("tune", i, 128, World(fine=1.0)) for i in range(60)]
+    assert [s.things for s in solid] == [s.things for s in thin]
+
+    def measure(scenes: list[Scene]) -> tuple[float, float]:
+        area = border = 0.0
+        for scene in scenes:
+            for number, thing in enumerate(scene.things, 1):
+                if thing.category in FINE:
+                    mask = scene.instances == number
+                    area += mask.sum()
+                    border += (mask[1:] != mask[:-1]).sum() + (mask[:, 1:] != mask[:, :-1]).sum()
+        return area, border / area
+
+    (area, ratio), (thin_area, thin_ratio) = measure(solid), measure(thin)
+    assert thin_area < 0.67 * area and thin_ratio > 2 * ratio
+
+
+def test_a_film_shows_the_same_categories_elsewhere() -> None:
+    world = World(pan=0.5, disguise=MOTLEY.disguise)
+    grounds = 0
+    for index in range(40):
+        first, second = film("pretrain", index, 64, world)
+        np.testing.assert_array_equal(first.image, render("pretrain", index, 64, world).image)
+        categories = Counter(t.category for t in first.things)
+        assert Counter(t.category for t in second.things) <= categories
+        assert [(t.x, t.y) for t in first.things] != [(t.x, t.y) for t in second.things]
+        grounds += first.stuff == second.stuff
+    assert 8 < grounds < 36
+    still = [film("pretrain", i, 64, World()) for i in range(10)]
+    assert all(first.stuff == second.stuff for first, second in still)
+
+
+def test_colours_tell_less_in_the_motley_world() -> None:
+    """The oracle mIoU of k-means on RGB (K = 8) falls by 15 points or more."""
+
+    def oracle(split: str) -> float:
+        scenes = [WRITTEN[split].render(i) for i in range(WRITTEN["tune-motley"].count)]
+        pixels = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2) / 255
+        clusters = kmeans(colour_grid(pixels, 16)).reshape(-1, 16, 16).numpy()
+        labels = [np.where(s.instances > 0, s.labels + 1, 0) for s in scenes]
+        return judge_clusters(clusters, labels, [s.instances for s in scenes], 21).oracle
+
+    assert oracle("tune") - oracle("tune-motley") >= 15
 
 
 def test_attributes_join_colour_and_thing() -> None:

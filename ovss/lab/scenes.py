@@ -8,7 +8,8 @@ colour, pose and scale, with lighting and noise). The same scene can be rendered
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from math import cos, radians, sin
 from random import Random
 from typing import Literal
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ovss.lab.captions import Habits, Mention, caption
+from ovss.lab.disguise import Coats, Disguise, Tones, weave
+from ovss.lab.fine import FINE
 from ovss.lab.stuff import STUFF, _crop
 from ovss.lab.things import DARK, LIGHT, MAIN, THINGS, Part
 
@@ -48,7 +51,17 @@ class World:
     size: tuple[float, float] = (0.28, 0.6)  # side of a thing's box in image sides
     regions: tuple[float, ...] = (0.35, 0.5, 0.15)  # probability of one, two, three stuff regions
     tilt: float = 15.0  # largest rotation, degrees
+    pan: float = 0.0  # probability that the frames of a film show other grounds
     habits: Habits = field(default_factory=Habits)
+    disguise: Disguise = field(default_factory=Disguise)  # colours that lie
+    fine: float = 0.0  # probability that a thing which has thin parts is drawn with them
+
+
+MOTLEY = World(  # captions name no colours: things have several
+    habits=Habits(name_colour=0.0),
+    disguise=Disguise(motley=0.7, textured=0.25, camouflage=0.6),
+)
+THIN = World(things=(0.1, 0.2, 0.3, 0.4), size=(0.2, 0.45), fine=0.5)
 
 
 @dataclass(frozen=True)
@@ -79,9 +92,14 @@ class Scene:
 
 
 def render(split: Split, index: int, side: int = 64, world: World = World()) -> Scene:
-    """Scene `index` of a split. Equal arguments give equal scenes; splits never share a scene.
+    """Render scene `index` of a split.
 
-    Raises ValueError for another side than those of `SIDES`.
+    Equal arguments give equal scenes; splits never share a scene. A disguise and thin parts are
+    drawn from a generator of their own: worlds that differ in these alone show the same things in
+    the same places.
+
+    Raises:
+        ValueError: the side is none of `SIDES`.
     """
     if side not in SIDES:
         raise ValueError(f"side must be one of {SIDES}, got {side}")
@@ -89,11 +107,43 @@ def render(split: Split, index: int, side: int = 64, world: World = World()) -> 
     things = _arrange(rng, world)
     count = 1 + _draw(rng, world.regions)
     stuff = _order(rng.sample(STUFF_NAMES, count))
+    return _compose(rng, Random(f"{split}/{index}/disguise"), things, stuff, side, world)
+
+
+def film(
+    split: Split, index: int, side: int = 64, world: World = World(), frames: int = 2
+) -> list[Scene]:
+    """Render frames of one film, the first of them scene `index` of the split.
+
+    All frames show the same categories of things. Their places, sizes, colours and the light are
+    drawn anew for each frame, and so are the grounds with probability `world.pan`.
+    """
+    first = render(split, index, side, world)
+    categories = [thing.category for thing in first.things]
+    scenes = [first]
+    for number in range(1, frames):
+        seed = f"{split}/{index}/frame/{number}"
+        rng = Random(seed)
+        things = _arrange(rng, world, categories)
+        stuff = list(first.stuff)
+        if rng.random() < world.pan:
+            stuff = _order(rng.sample(STUFF_NAMES, 1 + _draw(rng, world.regions)))
+        scenes.append(_compose(rng, Random(f"{seed}/disguise"), things, stuff, side, world))
+    return scenes
+
+
+def _compose(
+    rng: Random, extra: Random, things: list[Thing], stuff: list[str], side: int, world: World
+) -> Scene:
+    """Write the caption, then paint grounds, things and light; `extra` draws the disguise."""
     words = caption(
         [Mention(t.category, t.colour, t.x, t.y) for t in things], stuff, rng, world.habits
     )
     ground, labels = _ground(rng, stuff, side)
-    paint, coverage, instances = _paint_things(rng, things, side)
+    means = {s: ground[labels == NAMES.index(s)] for s in stuff}
+    grounds = {s: pixels.mean(0) for s, pixels in means.items() if len(pixels)}
+    painter = _Painter(rng, extra, side, world, grounds)
+    paint, coverage, instances = painter.paint(things)
     image = ground * (1 - coverage) + paint * _thing_texture(rng, side)
     categories = np.array([0] + [THING_NAMES.index(t.category) for t in things], dtype=np.uint8)
     labels = np.where(instances > 0, categories[instances], labels).astype(np.uint8)
@@ -104,14 +154,19 @@ def _draw(rng: Random, weights: tuple[float, ...]) -> int:
     return rng.choices(range(len(weights)), weights)[0]
 
 
-def _arrange(rng: Random, world: World) -> list[Thing]:
-    """Things that overlap a little at most; a place that stays crowded is left empty."""
-    count = 1 + _draw(rng, world.things)
+def _arrange(rng: Random, world: World, categories: Sequence[str] | None = None) -> list[Thing]:
+    """Things, of `categories` if given, that overlap a little at most.
+
+    A place that stays crowded is left empty.
+    """
+    count = len(categories) if categories is not None else 1 + _draw(rng, world.things)
     low, high = world.size
     placed: list[Thing] = []
-    for _ in range(count):
+    for number in range(count):
         for _ in range(12):
             thing = _thing(rng, low, high if count == 1 else low + (high - low) * 0.7, world.tilt)
+            if categories is not None:
+                thing = replace(thing, category=categories[number])
             if all(_apart(thing, other) for other in placed):
                 placed.append(thing)
                 break
@@ -159,26 +214,47 @@ def _ground(
     return image, labels
 
 
-def _paint_things(
-    rng: Random, things: list[Thing], side: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
-    """Colour [S, S, 3] times coverage, coverage [S, S, 1] in [0, 1], instances [S, S]."""
-    big = side * _SUPERSAMPLE
-    colour = Image.new("RGB", (big, big))
-    index = Image.new("L", (big, big))
-    on_colour, on_index = ImageDraw.Draw(colour), ImageDraw.Draw(index)
-    for i, thing in enumerate(things, 1):
-        tones = _tones(rng, thing.colour)
-        for part in THINGS[thing.category]:
-            polygon = _place(thing, part, big)
-            on_colour.polygon(polygon, fill=tones[part[1]])
-            on_index.polygon(polygon, fill=i)
-    drawn = np.asarray(index)
-    coverage = np.asarray(Image.fromarray((drawn > 0).astype(np.uint8) * 255).reduce(_SUPERSAMPLE))
-    painted = np.asarray(colour.reduce(_SUPERSAMPLE), dtype=np.float32)
-    instances = np.where(coverage >= 128, _majority(drawn), 0).astype(np.uint8)
-    share = (coverage / np.float32(255))[:, :, None].astype(np.float32)
-    return painted, share, instances
+@dataclass(frozen=True)
+class _Painter:
+    """Paints the things of a scene; `grounds` holds the mean colour of each of its stuffs."""
+
+    rng: Random
+    extra: Random
+    side: int
+    world: World
+    grounds: dict[str, NDArray[np.float32]]
+
+    def paint(
+        self, things: list[Thing]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
+        """Colour [S, S, 3] times coverage, coverage [S, S, 1] in [0, 1], instances [S, S]."""
+        big = self.side * _SUPERSAMPLE
+        colour, index, material = (Image.new(mode, (big, big)) for mode in ("RGB", "L", "L"))
+        pens = [ImageDraw.Draw(layer) for layer in (colour, index, material)]
+        for i, thing in enumerate(things, 1):
+            coats = self._coats(thing)
+            for part in self._parts(thing):
+                polygon, coat = _place(thing, part, big), coats.draw(part[1])
+                pens[0].polygon(polygon, fill=coat.colour)
+                pens[1].polygon(polygon, fill=i)
+                pens[2].polygon(polygon, fill=coat.material)
+        drawn = np.asarray(index)
+        coverage = np.asarray(
+            Image.fromarray((drawn > 0).astype(np.uint8) * 255).reduce(_SUPERSAMPLE)
+        )
+        painted = np.asarray(colour.reduce(_SUPERSAMPLE), dtype=np.float32)
+        painted = painted * weave(self.extra, np.asarray(material), self.side)
+        instances = np.where(coverage >= 128, _majority(drawn), 0).astype(np.uint8)
+        share = (coverage / np.float32(255))[:, :, None].astype(np.float32)
+        return painted, share, instances
+
+    def _coats(self, thing: Thing) -> Coats:
+        tones = _tones(self.rng, thing.colour)
+        return Coats(self.extra, self.world.disguise, tones, _any_tones, self.grounds)
+
+    def _parts(self, thing: Thing) -> list[Part]:
+        thin = self.extra.random() < self.world.fine
+        return (FINE if thin and thing.category in FINE else THINGS)[thing.category]
 
 
 def _majority(drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -189,7 +265,11 @@ def _majority(drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
     )
 
 
-def _tones(rng: Random, name: str) -> dict[int, tuple[int, int, int]]:
+def _any_tones(rng: Random) -> Tones:
+    return _tones(rng, rng.choice(COLOUR_NAMES))
+
+
+def _tones(rng: Random, name: str) -> Tones:
     base = [min(255, max(0, c + rng.randint(-18, 18))) for c in COLOURS[name]]
 
     def mix(target: int, share: float) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Write the lab benchmark in VOC layout: `val` (400 scenes) and `tune` (150) at 128 px.
+"""Write the lab benchmark in VOC layout: the splits of `WRITTEN`.
 
 python -m ovss.lab.write --out data/lab
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,44 +17,80 @@ from PIL import Image
 from tqdm import tqdm
 
 from ovss import paths
-from ovss.lab.scenes import COLOUR_NAMES, STUFF_NAMES, THING_NAMES, Scene, Split, render
+from ovss.lab.disguise import Disguise
+from ovss.lab.scenes import (
+    COLOUR_NAMES,
+    MOTLEY,
+    STUFF_NAMES,
+    THIN,
+    THING_NAMES,
+    Scene,
+    Split,
+    World,
+    render,
+)
 from ovss.labels import palette
 
 SIDE = 128
-COUNTS: dict[Split, int] = {"val": 400, "tune": 150}
+
+
+@dataclass(frozen=True)
+class Written:
+    """The first `count` scenes of a split in a world, written at `side` pixels."""
+
+    scenes: Split
+    count: int
+    side: int = SIDE
+    world: World = field(default_factory=World)
+
+    def render(self, index: int) -> Scene:
+        """Render a scene."""
+        return render(self.scenes, index, self.side, self.world)
+
+
+WRITTEN: dict[str, Written] = {
+    "val": Written("val", 400),
+    "tune": Written("tune", 150),
+    "val-motley": Written("val", 200, world=MOTLEY),
+    "tune-motley": Written("tune", 80, world=MOTLEY),
+    "val-fine": Written("val", 100, 256, THIN),
+}
 BACKGROUND = 0
 
 
-def scene_id(split: Split, index: int) -> str:
+def scene_id(split: str, index: int) -> str:
     return f"{split}_{index:04d}"
 
 
-def label_maps(scene: Scene) -> dict[str, NDArray[np.uint8]]:
-    """The label files of a scene, by folder; each [S, S] uint8.
+def label_maps(scene: Scene, one_colour: bool = True) -> dict[str, NDArray[np.uint8]]:
+    """List the label files of a scene, by folder; each [S, S] uint8.
 
     SegmentationClass: 0 background, 1-20 things. SegmentationStuff: 1-20 things, 21-28 stuff.
     SegmentationObject: 0 background, i + 1 for things[i]. SegmentationAttribute: 0 background,
-    1 + 20 * colour + thing.
+    1 + 20 * colour + thing; left out where a thing is not of one colour.
     """
     thing = scene.instances > 0
-    colours = np.array([0] + [COLOUR_NAMES.index(t.colour) for t in scene.things], dtype=np.uint8)
-    attribute = 1 + len(THING_NAMES) * colours[scene.instances] + scene.labels
-    return {
+    maps = {
         "SegmentationClass": np.where(thing, scene.labels + 1, BACKGROUND).astype(np.uint8),
         "SegmentationStuff": (scene.labels + 1).astype(np.uint8),
         "SegmentationObject": scene.instances,
-        "SegmentationAttribute": np.where(thing, attribute, BACKGROUND).astype(np.uint8),
     }
+    if not one_colour:
+        return maps
+    colours = np.array([0] + [COLOUR_NAMES.index(t.colour) for t in scene.things], dtype=np.uint8)
+    attribute = 1 + len(THING_NAMES) * colours[scene.instances] + scene.labels
+    attributes = np.where(thing, attribute, BACKGROUND).astype(np.uint8)
+    return {**maps, "SegmentationAttribute": attributes}
 
 
-def write_scene(root: Path, split: Split, index: int) -> Scene:
+def write_scene(root: Path, split: str, index: int, written: Written) -> Scene:
     """Render one scene and write its picture and label files below `root`."""
-    scene, name = render(split, index, SIDE), scene_id(split, index)
+    scene, name = written.render(index), scene_id(split, index)
     (root / "JPEGImages").mkdir(parents=True, exist_ok=True)
     Image.fromarray(scene.image).save(
         root / "JPEGImages" / f"{name}.jpg", quality=95, subsampling=0
     )
-    for folder, labels in label_maps(scene).items():
+    for folder, labels in label_maps(scene, written.world.disguise == Disguise()).items():
         (root / folder).mkdir(exist_ok=True)
         picture = Image.fromarray(labels)
         picture.putpalette(palette(255).reshape(-1).tolist())
@@ -60,16 +98,16 @@ def write_scene(root: Path, split: Split, index: int) -> Scene:
     return scene
 
 
-def write_benchmark(root: Path, counts: dict[Split, int] = COUNTS) -> None:
+def write_benchmark(root: Path, splits: Mapping[str, Written] = WRITTEN) -> None:
     """Write all splits, their lists and captions.csv below `root`."""
     lists = root / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, str, int]] = []
-    for split, count in counts.items():
-        for index in tqdm(range(count), desc=f"writing {split}"):
-            scene = write_scene(root, split, index)
+    for split, written in splits.items():
+        for index in tqdm(range(written.count), desc=f"writing {split}"):
+            scene = write_scene(root, split, index, written)
             rows.append((scene_id(split, index), scene.caption, len(scene.things)))
-        names = "".join(f"{scene_id(split, index)}\n" for index in range(count))
+        names = "".join(f"{scene_id(split, index)}\n" for index in range(written.count))
         (lists / f"{split}.txt").write_text(names)
     with (root / "captions.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("id", "caption", "things"), *rows])
