@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from transformers import ViTModel
 
 from clips import noise, save_clip
-from dinos import save_dino
+from dinos import TINY, save_dino, save_dinov2
 from ovss.backbones.dino import DinoBackbone
 from ovss.backbones.dino_loading import MEAN, STD
 from ovss.errors import CheckpointError, OvssError, UnknownNameError
@@ -98,6 +99,102 @@ def test_names_and_folders_that_are_no_dino(folder: Path, tmp_path: Path) -> Non
         DinoBackbone.load(copy)
     with pytest.raises(OvssError, match="cannot use device"):
         DinoBackbone.load(folder, device="cuda:99")
+
+
+# ---- DINOv2, and timm's reading of the same weights
+
+
+TIMM = {  # names of transformers, DINO's and DINOv2's, and timm's
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.register_tokens": "reg_token",
+    "encoder.layer.": "blocks.",
+    "attention.output.dense": "attn.proj",
+    "layer_scale1.lambda1": "ls1.gamma",
+    "layer_scale2.lambda1": "ls2.gamma",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "layernorm.": "norm.",
+}
+
+
+def as_timm(folder: Path, registers: int = 0) -> dict[str, torch.Tensor]:
+    """Name the saved weights as timm does; the queries, keys and values of a layer are one."""
+    from safetensors.torch import load_file
+
+    weights, named = load_file(folder / "model.safetensors"), {}
+    for name, value in weights.items():
+        if ".attention.attention.query." in name:
+            parts = [name.replace("query", x) for x in ("query", "key", "value")]
+            name = name.replace("attention.attention.query", "attn.qkv")
+            value = torch.cat([weights[part] for part in parts])
+        for old, new in TIMM.items():
+            name = name.replace(old, new)
+        if "attention.attention" not in name and "mask_token" not in name:
+            named[name] = value
+    if registers:  # timm adds positions to patches alone: the class token brings its own
+        named["cls_token"] = named["cls_token"] + named["pos_embed"][:, :1]
+        named["pos_embed"] = named["pos_embed"][:, 1:]
+    return named
+
+
+def timm_model(**options: Any) -> Any:
+    """timm's vision transformer in the size of the tiny DINOs."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        img_size=TINY["image_size"],
+        patch_size=TINY["patch_size"],
+        embed_dim=TINY["hidden_size"],
+        depth=TINY["num_hidden_layers"],
+        num_heads=TINY["num_attention_heads"],
+        mlp_ratio=2,
+        num_classes=0,
+        dynamic_img_size=True,
+        **options,
+    ).eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "side"),
+    [("dino", 32), ("dinov2", 32), ("dinov2 with registers", 32), ("dinov2 with registers", 48)],
+)
+def test_the_tokens_are_those_of_timm(tmp_path: Path, kind: str, side: int) -> None:
+    """At another size positions are interpolated, as the authors do: with a filter where there are
+    registers, else without; timm always filters."""
+    registers = 3 if "registers" in kind else 0
+    if kind == "dino":
+        folder = save_dino(tmp_path / "tiny")
+        theirs = timm_model(norm_layer=partial(torch.nn.LayerNorm, eps=1e-12))
+    else:
+        folder = save_dinov2(tmp_path / "tiny", registers)
+        theirs = timm_model(init_values=1.0, reg_tokens=registers, no_embed_class=registers > 0)
+    theirs.load_state_dict(as_timm(folder, registers))
+    pixels = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        tokens = theirs.forward_features(pixels)[:, 1 + registers :]  # [2, L, 24]
+    found = DinoBackbone.load(folder).features(pixels).flatten(2).mT
+    assert found.std() > 0.1
+    torch.testing.assert_close(found, tokens, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+def test_dinov2_gives_one_token_a_patch(tmp_path: Path, registers: int) -> None:
+    found = DinoBackbone.load(save_dinov2(tmp_path / "v2", registers))
+    assert (found.patch, found.width, found.checkpoint[:3]) == (4, 24, "v2@")
+    assert found.features(torch.randn(2, 3, 48, 20)).shape == (2, 24, 12, 5)
+
+
+def test_a_published_dinov2_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    folder = save_dinov2(tmp_path / "v2")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda hub, **_: str(folder))
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        DinoBackbone.load("dinov2-large")  # these are other weights than the registry knows
 
 
 @pytest.mark.parametrize("damage", ["cut", "other shape", "layer gone", "config"])

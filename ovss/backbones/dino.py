@@ -1,6 +1,6 @@
-"""DINO, opened up: the patch tokens of a self-distilled vision transformer.
+"""DINO and DINOv2, opened up: the patch tokens of a self-distilled vision transformer.
 
-The model is transformers' own `ViTModel`; nothing but its last layer's normalised tokens is read.
+The model is transformers' own; nothing but its last layer's normalised tokens is read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class DinoBackbone:
     """A vision transformer trained by self-distillation.
 
     Attributes:
-        model: transformers' `ViTModel`.
+        model: transformers' `ViTModel`, `Dinov2Model` or `Dinov2WithRegistersModel`.
         mean, std: of the pixels, per channel.
         name, checkpoint: what it is; name and first 12 hex digits of the weights' SHA-256.
         settings: hash of the configuration and tokenizer files, see `loading.settings_of`.
@@ -46,7 +46,7 @@ class DinoBackbone:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> DinoBackbone:
-        """Load a lab zoo name, a DINO of `registry.CHECKPOINTS` or a `save_pretrained` folder.
+        """Load a lab zoo name, a DINO or DINOv2 of `registry.CHECKPOINTS`, or a folder.
 
         Raises:
             CheckpointError, UnknownNameError: see `dino_loading.load_dino`.
@@ -83,6 +83,8 @@ class DinoBackbone:
     def features(self, pixels: Tensor) -> Tensor:
         """Compute last-layer patch tokens [B, D, h/p, w/p] of normalised pixels [B, 3, h, w]."""
         pixels = pixels.to(self.device, self.dtype)
-        tokens = self.model(pixels, interpolate_pos_encoding=True).last_hidden_state
-        height = pixels.shape[2] // self.patch
-        return rearrange(tokens[:, 1:], "b (h w) d -> b d h w", h=height)
+        config = self.model.config
+        options = {"interpolate_pos_encoding": True} if config.model_type == "vit" else {}
+        tokens = self.model(pixels, **options).last_hidden_state  # [B, 1 + R + L, D]
+        patches = tokens[:, 1 + getattr(config, "num_register_tokens", 0) :]
+        return rearrange(patches, "b (h w) d -> b d h w", h=pixels.shape[2] // self.patch)

@@ -21,18 +21,32 @@ from .loading import (
     settings_of,
     shapes_of,
 )
-from .registry import Checkpoint, find
+from .registry import Checkpoint, Kind, find
 
 CONFIG, WEIGHTS, PIXELS = "config.json", "model.safetensors", "preprocessor_config.json"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, where nothing else is said
-SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size")
+SIZES = (
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "mlp_ratio",
+    "image_size",
+    "patch_size",
+    "num_register_tokens",
+)
+KINDS: tuple[Kind, ...] = ("dino", "dinov2")
+LIBRARY = {  # configuration and model of transformers by the configuration's model_type
+    "vit": ("ViTConfig", "ViTModel", {"add_pooling_layer": False}),
+    "dinov2": ("Dinov2Config", "Dinov2Model", {}),
+    "dinov2_with_registers": ("Dinov2WithRegistersConfig", "Dinov2WithRegistersModel", {}),
+}
 
 
 def load_dino(source: str | Path) -> Loaded:
-    """Load transformers' `ViTModel` without its pooling layer.
+    """Load transformers' model of a DINO, a DINOv2 or a DINOv2 with registers.
 
     Args:
-        source: a lab zoo name; a folder that `save_pretrained` wrote; or a DINO of
+        source: a lab zoo name; a folder that `save_pretrained` wrote; or a DINO or DINOv2 of
             `registry.CHECKPOINTS`, whose hub ids are tried one after another.
 
     Raises:
@@ -41,7 +55,8 @@ def load_dino(source: str | Path) -> Loaded:
     """
     found, origin, name = find(source), "", str(source)
     if isinstance(found, Checkpoint):
-        folder, origin = fetch_folder(name, found, "dino", (CONFIG, WEIGHTS, PIXELS))
+        kind = found.kind if found.kind in KINDS else KINDS[0]
+        folder, origin = fetch_folder(name, found, kind, (CONFIG, WEIGHTS, PIXELS))
     else:
         folder, name = found, found.name
     config, weights = one_of(folder, (CONFIG,)), one_of(folder, (WEIGHTS,))
@@ -58,16 +73,19 @@ def load_dino(source: str | Path) -> Loaded:
 
 def _model(path: Path, weights: Path) -> Any:
     given = read_json(path)
-    if given.get("model_type") != "vit":
+    names = LIBRARY.get(str(given.get("model_type")))
+    if names is None:
         kind = one_line(given.get("model_type"), 60)
-        raise CheckpointError(f"{path.parent} is no DINO (a ViT of transformers) but: {kind}")
+        raise CheckpointError(
+            f"{path.parent} is no DINO (a ViT or DINOv2 of transformers) but: {kind}"
+        )
     check_sizes(given, SIZES, 2**20, path)
     check_sizes(given, ("num_hidden_layers",), len(shapes_of(weights)), path)
-    library = needed("transformers")
+    library, (config_name, model_name, options) = needed("transformers"), names
     try:
-        config = library.ViTConfig.from_dict(given)
+        config = getattr(library, config_name).from_dict(given)
     except Exception as error:  # the library raises all kinds
         raise CheckpointError(f"{path} describes no ViT ({one_line(error)})") from None
     return load_transformer(
-        library.ViTModel, config, weights, add_pooling_layer=False, dtype="float32"
+        getattr(library, model_name), config, weights, dtype="float32", **options
     )
