@@ -35,7 +35,9 @@ SIZES = (
     "num_register_tokens",
 )
 KINDS: tuple[Kind, ...] = ("dino", "dinov2")
-LIBRARY = {  # configuration and model of transformers by the configuration's model_type
+LIBRARY: dict[
+    str, tuple[str, str, dict[str, Any]]
+] = {  # configuration and model of transformers by the configuration's model_type
     "vit": ("ViTConfig", "ViTModel", {"add_pooling_layer": False}),
     "dinov2": ("Dinov2Config", "Dinov2Model", {}),
     "dinov2_with_registers": ("Dinov2WithRegistersConfig", "Dinov2WithRegistersModel", {}),
