@@ -228,14 +228,14 @@ def test_a_film_shows_the_same_categories_elsewhere() -> None:
     world = World(pan=0.5, disguise=MOTLEY.disguise)
     grounds = 0
     for index in range(40):
-        first, second = film("pretrain", index, 64, world)
+        first, second = film("pretrain", index, 64, (world, world))
         np.testing.assert_array_equal(first.image, render("pretrain", index, 64, world).image)
         categories = Counter(t.category for t in first.things)
         assert Counter(t.category for t in second.things) <= categories
         assert [(t.x, t.y) for t in first.things] != [(t.x, t.y) for t in second.things]
         grounds += first.stuff == second.stuff
     assert 8 < grounds < 36
-    still = [film("pretrain", i, 64, World()) for i in range(10)]
+    still = [film("pretrain", i, 64, (World(), World())) for i in range(10)]
     assert all(first.stuff == second.stuff for first, second in still)
 
 

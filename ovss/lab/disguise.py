@@ -12,6 +12,7 @@ from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ovss.lab.stuff import STUFF
 
@@ -102,9 +103,13 @@ def weave(rng: Random, materials: NDArray[np.uint8], side: int) -> NDArray[np.fl
     """
     gains = np.ones((side, side, 3), dtype=np.float32)
     block = len(materials) // side
-    for material in np.unique(materials[materials > FLAT]):
-        texture = list(STUFF.values())[material - 1](rng, side).astype(np.float32)  # [S, S, 3]
-        share = (materials == material).reshape(side, block, side, block).mean((1, 3))
-        texture = texture / texture.mean((0, 1)).clip(1) - 1
-        gains += share.astype(np.float32)[:, :, None] * texture
-    return gains
+    for material in range(1, len(STUFF) + 1):
+        layer = materials == material
+        if not layer.any():
+            continue
+        share = Image.fromarray(layer.view(np.uint8) * 255).reduce(block)
+        texture = list(STUFF.values())[material - 1](rng, side).reshape(-1, 3)  # [S S, 3]
+        even = np.full(len(texture), 1 / len(texture), dtype=np.float32)
+        gain = texture / (even @ texture).clip(1) - 1
+        gains += np.asarray(share, np.float32)[:, :, None] / 255 * gain.reshape(side, side, 3)
+    return gains.astype(np.float32)

@@ -51,6 +51,8 @@ class World:
     size: tuple[float, float] = (0.28, 0.6)  # side of a thing's box in image sides
     regions: tuple[float, ...] = (0.35, 0.5, 0.15)  # probability of one, two, three stuff regions
     tilt: float = 15.0  # largest rotation, degrees
+    colours: tuple[str, ...] = COLOUR_NAMES  # of things
+    stuff: tuple[str, ...] = STUFF_NAMES
     pan: float = 0.0  # probability that the frames of a film show other grounds
     habits: Habits = field(default_factory=Habits)
     disguise: Disguise = field(default_factory=Disguise)  # colours that lie
@@ -105,31 +107,34 @@ def render(split: Split, index: int, side: int = 64, world: World = World()) -> 
         raise ValueError(f"side must be one of {SIDES}, got {side}")
     rng = Random(f"{split}/{index}")
     things = _arrange(rng, world)
-    count = 1 + _draw(rng, world.regions)
-    stuff = _order(rng.sample(STUFF_NAMES, count))
-    return _compose(rng, Random(f"{split}/{index}/disguise"), things, stuff, side, world)
+    return _compose(
+        rng, Random(f"{split}/{index}/disguise"), things, _stuff(rng, world), side, world
+    )
 
 
-def film(
-    split: Split, index: int, side: int = 64, world: World = World(), frames: int = 2
-) -> list[Scene]:
-    """Render frames of one film, the first of them scene `index` of the split.
+def film(split: Split, index: int, side: int, worlds: Sequence[World]) -> list[Scene]:
+    """Render the frames of a film, one in each of the worlds; the first is scene `index`.
 
     All frames show the same categories of things. Their places, sizes, colours and the light are
-    drawn anew for each frame, and so are the grounds with probability `world.pan`.
+    drawn anew for each frame, and so are the grounds with probability `World.pan`.
     """
-    first = render(split, index, side, world)
+    first = render(split, index, side, worlds[0])
     categories = [thing.category for thing in first.things]
     scenes = [first]
-    for number in range(1, frames):
+    for number, world in enumerate(worlds[1:], 1):
         seed = f"{split}/{index}/frame/{number}"
         rng = Random(seed)
         things = _arrange(rng, world, categories)
-        stuff = list(first.stuff)
-        if rng.random() < world.pan:
-            stuff = _order(rng.sample(STUFF_NAMES, 1 + _draw(rng, world.regions)))
+        stuff = _stuff(rng, world) if rng.random() < world.pan else list(first.stuff)
         scenes.append(_compose(rng, Random(f"{seed}/disguise"), things, stuff, side, world))
     return scenes
+
+
+def _stuff(rng: Random, world: World) -> list[str]:
+    """Stuff of a scene; the sky is above whatever else there is."""
+    count = 1 + _draw(rng, world.regions)
+    names = rng.sample(world.stuff, min(count, len(world.stuff)))
+    return sorted(names, key=lambda name: name != "sky")
 
 
 def _compose(
@@ -140,8 +145,7 @@ def _compose(
         [Mention(t.category, t.colour, t.x, t.y) for t in things], stuff, rng, world.habits
     )
     ground, labels = _ground(rng, stuff, side)
-    means = {s: ground[labels == NAMES.index(s)] for s in stuff}
-    grounds = {s: pixels.mean(0) for s, pixels in means.items() if len(pixels)}
+    grounds = _mean_colours(ground, labels) if world.disguise.camouflage else {}
     painter = _Painter(rng, extra, side, world, grounds)
     paint, coverage, instances = painter.paint(things)
     image = ground * (1 - coverage) + paint * _thing_texture(rng, side)
@@ -164,7 +168,7 @@ def _arrange(rng: Random, world: World, categories: Sequence[str] | None = None)
     placed: list[Thing] = []
     for number in range(count):
         for _ in range(12):
-            thing = _thing(rng, low, high if count == 1 else low + (high - low) * 0.7, world.tilt)
+            thing = _thing(rng, world, high if count == 1 else low + (high - low) * 0.7)
             if categories is not None:
                 thing = replace(thing, category=categories[number])
             if all(_apart(thing, other) for other in placed):
@@ -173,28 +177,23 @@ def _arrange(rng: Random, world: World, categories: Sequence[str] | None = None)
     return placed
 
 
-def _thing(rng: Random, low: float, high: float, tilt: float) -> Thing:
-    size = rng.uniform(low, high)
+def _thing(rng: Random, world: World, largest: float) -> Thing:
+    size = rng.uniform(world.size[0], largest)
     reach = max(0.0, 0.5 - 0.42 * size)
     return Thing(
         category=rng.choice(THING_NAMES),
-        colour=rng.choice(COLOUR_NAMES),
+        colour=rng.choice(world.colours),
         x=0.5 + rng.uniform(-reach, reach),
         y=0.5 + rng.uniform(-reach, reach),
         size=size,
         stretch=rng.uniform(0.85, 1.18),
-        angle=rng.uniform(-tilt, tilt),
+        angle=rng.uniform(-world.tilt, world.tilt),
         flipped=rng.random() < 0.5,
     )
 
 
 def _apart(a: Thing, b: Thing) -> bool:
     return max(abs(a.x - b.x), abs(a.y - b.y)) > 0.4 * (a.size + b.size)
-
-
-def _order(names: list[str]) -> list[str]:
-    """The sky is above whatever else there is."""
-    return sorted(names, key=lambda name: name != "sky")
 
 
 def _ground(
@@ -255,6 +254,16 @@ class _Painter:
     def _parts(self, thing: Thing) -> list[Part]:
         thin = self.extra.random() < self.world.fine
         return (FINE if thin and thing.category in FINE else THINGS)[thing.category]
+
+
+def _mean_colours(
+    ground: NDArray[np.float32], labels: NDArray[np.uint8]
+) -> dict[str, NDArray[np.float32]]:
+    """The mean colour [3] of each stuff of a ground [S, S, 3]."""
+    size = np.bincount(labels.ravel())
+    sums = [np.bincount(labels.ravel(), ground[:, :, c].ravel()) for c in range(3)]
+    means = np.stack(sums, 1) / size.clip(1)[:, None]  # [K, 3]
+    return {NAMES[i]: means[i].astype(np.float32) for i in np.flatnonzero(size)}
 
 
 def _majority(drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:

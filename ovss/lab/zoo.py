@@ -15,10 +15,11 @@ from ovss.errors import OvssError
 from ovss.lab.pretrain.clip.train import ClipTrainer
 from ovss.lab.pretrain.dino.train import DinoTrainer
 from ovss.lab.pretrain.itm.train import BlipTrainer, BridgeTowerTrainer
+from ovss.lab.pretrain.mae.train import MaeTrainer
 from ovss.lab.pretrain.sd.train import SdTrainer
 from ovss.lab.pretrain.trainer import ZooTrainer
 
-KINDS = (ClipTrainer, DinoTrainer, SdTrainer, BlipTrainer, BridgeTowerTrainer)
+KINDS = (ClipTrainer, MaeTrainer, DinoTrainer, SdTrainer, BlipTrainer, BridgeTowerTrainer)
 TRAINERS: dict[str, type[ZooTrainer[Any]]] = {kind.name: kind for kind in KINDS}
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ovss import files
+from ovss.errors import OvssError
 from ovss.evaluation.intervals import Interval
 from ovss.training.card import UNTRAINED, Gate, card, write_card, write_curve, write_json
 from ovss.training.curriculum import Batches, Recipe, S
@@ -115,9 +116,20 @@ class ZooTrainer(Trainer[R]):
         return {name: {"low": i.low, "high": i.high} for name, i in found.items()}
 
     def judge_again(self, folder: Path) -> None:
-        """Write the gates of a finished network anew, from the metrics on its card."""
+        """Write the gates of a finished network anew, from the metrics on its card.
+
+        Raises:
+            OvssError: there is no card, or it is an earlier recipe's and lacks a gate's metric.
+        """
         path = folder / "card.json"
+        if not path.is_file():
+            raise OvssError(f"no {path}: `make zoo MODEL={self.name}` trains the network")
         content = json.loads(path.read_text())
+        if missing := [gate.name for gate in self.gates if gate.name not in content["val"]]:
+            raise OvssError(
+                f"the card of {self.name} is an earlier recipe's, it tells nothing of "
+                f"{', '.join(missing)}: `make zoo MODEL={self.name}` trains it anew"
+            )
         content["untrained"] = self.untrained()
         content["gates"] = [gate.judge(content["val"], content["untrained"]) for gate in self.gates]
         write_json(path, content)

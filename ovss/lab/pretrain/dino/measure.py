@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from ovss.backbones.dino import DinoBackbone
@@ -15,11 +16,15 @@ from ovss.datasets import open_dataset
 from ovss.evaluation import intervals
 from ovss.evaluation.intervals import Interval
 from ovss.lab.pretrain.attention_in_mask import attention_in_mask, instances, majority
-from ovss.lab.scenes import THING_NAMES
+from ovss.lab.pretrain.clusters import Grouping, colour_grid, judge_clusters, kmeans
+from ovss.lab.pretrain.probe import class_ious, fit_ridge
+from ovss.lab.scenes import NAMES, THING_NAMES, render
 from ovss.methods.proxyclip import proxy_map
 
 Split = Literal["tune", "val"]
 QUERIES = 4000  # patches whose nearest neighbour is sought
+SIDE = 128  # pixels of the scenes that the probe is fitted on
+PROBE_FROM, PROBE_SCENES = 900_000_000, 400
 
 
 class Features(NamedTuple):
@@ -43,13 +48,78 @@ def measure(backbone: DinoBackbone, split: Split, limit: int | None = None) -> d
 
     "attention_in_mask": of the proxy attention (ProxyCLIP) of a thing's patches, the part inside
     the thing; "area": what uniform attention would have there. "things" and "stuff": how often a
-    patch's nearest neighbour in all other images is of the same class.
+    patch's nearest neighbour in all other images is of the same class. "probe_things" and
+    "probe_stuff": mIoU of a ridge probe. "oracle", "best_cluster", "over_colours": see `group`.
     """
     found = read_features(backbone, split, limit)
     patches, inside, area = found.attention.sum(0)
     right = neighbours(found.tokens, found.labels)
-    shares = {"attention_in_mask": inside / patches, "area": area / patches, **right}
-    return {name: 100 * float(value) for name, value in shares.items()}
+    parts = {"attention_in_mask": inside / patches, "area": area / patches, **right}
+    percent = {name: 100 * float(value) for name, value in parts.items()}
+    return {**percent, **probe(backbone, split, limit), **group(backbone, split, limit)}
+
+
+@torch.no_grad()
+def probe(backbone: DinoBackbone, split: Split, limit: int | None = None) -> dict[str, float]:
+    """Read the classes of `lab-all` off the patch tokens by a ridge probe: mIoU in percent.
+
+    The probe is fitted on PROBE_SCENES scenes of `pretrain`, past those that any recipe trains on;
+    fitted and judged are the patches of which one class covers more than half.
+    """
+    fitted = [render("pretrain", PROBE_FROM + i, SIDE) for i in range(PROBE_SCENES)]
+    tokens = torch.cat([patch_tokens(backbone, Image.fromarray(s.image)) for s in fitted])
+    classes = torch.stack([_labels(s.labels, tokens.shape[1]) for s in fitted])  # [N, L]
+    weights, bias = fit_ridge(tokens[classes >= 0], classes[classes >= 0], len(NAMES))
+    data = open_dataset("lab-all", split=split)
+    samples = [data[index] for index in range(min(limit or len(data), len(data)))]
+    tokens = torch.cat([patch_tokens(backbone, sample.image) for sample in samples])
+    classes = torch.stack([_labels(s.target, tokens.shape[1]) for s in samples])
+    found = (tokens[classes >= 0] @ weights + bias).argmax(1)
+    ious = 100 * class_ious(found, classes[classes >= 0], len(NAMES))
+    things = len(THING_NAMES)
+    return {
+        "probe_things": float(np.nanmean(ious[:things])),
+        "probe_stuff": float(np.nanmean(ious[things:])),
+    }
+
+
+@torch.no_grad()
+def group(backbone: DinoBackbone, split: Split, limit: int | None = None) -> dict[str, float]:
+    """Judge k-means (K = 8) of the patch tokens in the motley world, in percent.
+
+    "oracle": mIoU on `lab-21` with each cluster named right; "best_cluster": of each thing the IoU
+    of its best cluster; "over_colours": "oracle" minus that of mean colours on the same grid.
+    """
+    data = open_dataset("lab-21", split=f"{split}-motley")
+    samples = [data[index] for index in range(min(limit or len(data), len(data)))]
+    tokens = torch.cat([patch_tokens(backbone, sample.image) for sample in samples])  # [N, L, D]
+    side = _side(tokens)
+    images = torch.stack([torch.from_numpy(np.array(s.image)) for s in samples])
+    colours = colour_grid(images.permute(0, 3, 1, 2) / 255, side)  # [N, L, 3]
+    labels = [sample.target for sample in samples]
+    numbers = [instances(name) for name in data.ids[: len(samples)]]
+
+    def judge(points: Tensor) -> Grouping:
+        clusters = kmeans(points).unflatten(1, (side, side)).numpy()
+        return judge_clusters(clusters, labels, numbers, len(data.names))
+
+    found = judge(F.normalize(tokens, dim=-1))
+    return {
+        "oracle": found.oracle,
+        "best_cluster": found.best_cluster,
+        "over_colours": found.oracle - judge(colours).oracle,
+    }
+
+
+def patch_tokens(backbone: DinoBackbone, image: Image.Image) -> Tensor:
+    """Compute the patch tokens of one image at its own size: [1, L, D]."""
+    pixels = backbone.preprocess(image, image.height, image.width)
+    return backbone.features(pixels[None]).float().cpu().flatten(2).mT
+
+
+def _side(tokens: Tensor) -> int:
+    """The side of a square grid of L patches."""
+    return round(tokens.shape[1] ** 0.5)
 
 
 def attention_interval(backbone: DinoBackbone, split: Split, limit: int | None = None) -> Interval:
@@ -101,5 +171,5 @@ def _nearest(asked: Tensor, tokens: Tensor, images: Tensor, labels: Tensor) -> T
 
 def _labels(target: np.ndarray, patches: int) -> Tensor:
     """The class that covers more than half of each patch [L], -1 where none does."""
-    owners = majority(np.maximum(target, -1) + 1, patches)  # [K, L]
+    owners = majority(np.maximum(target.astype(int), -1) + 1, patches)  # [K, L]
     return torch.where(owners.any(0), owners.int().argmax(0), -1)

@@ -1,13 +1,15 @@
-"""Train the lab DINO from scratch on scenes alone: no caption, no label.
+"""Train the lab DINO from scratch on films alone: no caption, no label.
 
-Every step sees fresh scenes at 128 px. Large crops (64 px) show from a quarter of a scene to all
-of it, small ones (32 px) a detail; patches are known at the scale at which they are used. The
-weights kept are those of the teacher, the best on `tune`.
+The two large views of a step are two frames of one film: the same things, moved, in other colours
+and another light, often on another ground. So neither colour nor ground tells that two views belong
+together. Small views show a detail of a frame. The curriculum goes from one large thing to the
+world of the benchmark in motley, and ends at the size at which the tokens are used. The weights
+kept are those of the teacher, selected by a ridge probe and by clusters on `tune`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,84 +20,32 @@ from transformers import ViTConfig
 
 from ovss.backbones.dino import DinoBackbone
 from ovss.evaluation.intervals import Interval
-from ovss.lab.pretrain.batches import MEAN, STD, VARIED, draw_scenes, stack_pixels, standardise
-from ovss.lab.pretrain.dino.crops import block_mask, crops, jitter
-from ovss.lab.pretrain.dino.distil import Pair, class_loss, cross_entropy
+from ovss.lab.pretrain.batches import MEAN, STD, standardise
+from ovss.lab.pretrain.dino.crops import block_mask, crops, hidden_counts, jitter
+from ovss.lab.pretrain.dino.distil import (
+    Pair,
+    class_loss,
+    contrast_loss,
+    cross_entropy,
+    koleo,
+    sinkhorn_knopp,
+)
 from ovss.lab.pretrain.dino.measure import attention_interval, measure
-from ovss.lab.pretrain.trainer import LabRecipe, Split, ZooTrainer, write_weights
-from ovss.lab.scenes import World
-from ovss.training import curriculum
+from ovss.lab.pretrain.dino.recipe import MODEL, PATCH, Recipe, make_batch
+from ovss.lab.pretrain.trainer import Split, ZooTrainer, write_weights
 from ovss.training.card import UNTRAINED, Gate, write_json
-from ovss.training.curriculum import Batch, Batches, Position
-from ovss.training.optim import cosine
+from ovss.training.curriculum import Batch, Batches
 
-SCENE, LARGE, SMALL = 128, 64, 32  # pixels
-MODEL: dict[str, Any] = {
-    "image_size": LARGE,
-    "patch_size": 8,
-    "hidden_size": 96,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 3,
-    "intermediate_size": 384,
-    "attn_implementation": "eager",  # on a CPU the fused kernel's backward pass is slower
-}
-
-
-@dataclass(frozen=True)
-class Stage(curriculum.Stage):
-    """Scenes of `worlds`, by turns."""
-
-    worlds: tuple[World, ...] = (VARIED, World())
-
-
-@dataclass(frozen=True)
-class Recipe(LabRecipe[Stage]):
-    """Crops, masks, and what the teacher does.
-
-    Attributes:
-        small: number of small crops of a scene, beside two large ones.
-        large_sizes, small_sizes: least and largest side of a crop in sides of the scene.
-        mask_ratio: of the student's patches in large crops.
-        prototypes: outputs of the head.
-        momentum: of the teacher, first and last.
-        temperature: of the teacher, first and after the warm-up.
-    """
-
-    small: int = 2
-    large_sizes: tuple[float, float] = (0.5, 1.0)
-    small_sizes: tuple[float, float] = (0.2, 0.45)
-    mask_ratio: float = 0.3
-    prototypes: int = 1024
-    warmup: int = 300
-    momentum: tuple[float, float] = (0.99, 1.0)
-    temperature: tuple[float, float] = (0.04, 0.07)
-    evaluate_every: int = 4_000
-    stages: tuple[Stage, ...] = (Stage(48_000, 16),)
-
-    def teacher_momentum(self, step: int) -> float:
-        """A cosine from first to last."""
-        return cosine(*self.momentum, step / self.steps)
-
-    def teacher_temperature(self, step: int) -> float:
-        """Linear over the warm-up."""
-        progress = min(1.0, step / max(1, self.warmup))
-        return self.temperature[0] + progress * (self.temperature[1] - self.temperature[0])
-
-
-def make_batch(position: Position[Stage]) -> Batch:
-    """Fresh scenes: pixels [B, 3, 128, 128] uint8."""
-    worlds = position.stage.worlds
-    scenes = draw_scenes(position.images, SCENE, worlds[position.step % len(worlds)])
-    return (stack_pixels([scene.image for scene in scenes]),)
+CHUNK = 64  # images of a forward pass: larger ones leave the cache of a CPU
 
 
 class DinoTrainer(ZooTrainer[Recipe]):
-    """Student and teacher, compiled."""
+    """Student and teacher."""
 
     name = "dino"
-    what = "a ViT of transformers, self-distilled from scratch on scenes of the lab world"
+    what = "a ViT of transformers, self-distilled from scratch on films of the lab world"
     default_recipe = Recipe()
-    selected_by = ("attention_in_mask", "things")
+    selected_by = ("probe_things", "best_cluster")
     gates = (
         Gate(
             "attention_in_mask",
@@ -108,46 +58,76 @@ class DinoTrainer(ZooTrainer[Recipe]):
             "how often a thing patch's nearest neighbour in other images is of its class, %",
             20.0,
         ),
+        Gate("probe_things", "mIoU of things, a ridge probe on the patch tokens", 25.0),
+        Gate(
+            "over_colours",
+            "oracle mIoU of k-means in the motley world, tokens minus colours of the same grid",
+            3.0,
+        ),
     )
     model: Pair
 
     def __init__(self, recipe: Recipe | None = None, device: str | torch.device = "cpu") -> None:
         super().__init__(recipe, device)
         self.optimise(Pair(ViTConfig(**MODEL), self.recipe.prototypes))
-        self.student: Any = torch.compile(self.model.student, dynamic=False)
-        self.teacher: Any = torch.compile(self.model.teacher, dynamic=False)
+        self.parts: dict[str, float] = {}  # the losses of the last step
 
     def batches(self) -> Batches[Any]:
-        """Scenes of every step."""
+        """Films of every step."""
         return Batches(self.recipe, make_batch)
 
-    def loss(self, pixels: Tensor) -> Tensor:
-        """Class tokens of all crops and masked patches of the large ones, equally weighted."""
-        recipe, scenes = self.recipe, pixels.float() / 255  # [B, 3, 128, 128]
-        large = crops(scenes.repeat(2, 1, 1, 1), LARGE, recipe.large_sizes)
-        large = standardise(jitter(large))  # [2B, 3, 64, 64]
-        small = crops(scenes.repeat(recipe.small, 1, 1, 1), SMALL, recipe.small_sizes)
-        side = LARGE // MODEL["patch_size"]
-        masked = block_mask(len(large), side, round(recipe.mask_ratio * side**2), large.device)
+    def before_step(self, batch: Batch) -> None:
+        """Keep the prototypes as they are for the first steps."""
+        frozen = self.done < self.recipe.frozen_prototypes * self.recipe.steps
+        self.model.head.prototypes.requires_grad_(not frozen)
+
+    def loss(self, films: Tensor) -> Tensor:
+        """Add up the losses of `distil` for films [B, 2, 3, S, S] uint8."""
+        recipe, stage = self.recipe, self.recipe.at(self.done).stage
+        side = stage.side
+        frames = rearrange(films, "b v c h w -> (v b) c h w").float() / 255  # [2B, 3, S, S]
+        large = standardise(jitter(crops(frames, side, recipe.large_sizes), recipe.jitter))
+        small = frames.repeat(recipe.small, 1, 1, 1)  # [2nB, 3, S, S]
+        small = crops(small, side // 2, recipe.small_sizes)
+        small = standardise(jitter(small, recipe.jitter))
+        grid = side // PATCH
+        share = recipe.masked_share if stage.distil else 0.0
+        counts = hidden_counts(len(large), grid**2, recipe.mask_ratio, share)
+        masked = block_mask(counts.to(large.device), grid)  # [2B, L]
         with self.precision():
-            classes, patches = self._teach(large, masked)
-            seen = self.student(large, bool_masked_pos=masked).last_hidden_state  # [2B, 1 + L, D]
-            small = standardise(jitter(small))
-            details = self.student(small, interpolate_pos_encoding=True).last_hidden_state
-            logits = self.model.head(torch.cat([seen[:, 0], details[:, 0], seen[:, 1:][masked]]))
-        parts = logits.float().split([len(large), len(small), int(masked.sum())])
-        views = [rearrange(part, "(v b) p -> v b p", b=len(scenes)) for part in parts[:2]]
-        return (class_loss(classes, *views) + cross_entropy(patches, parts[2])) / 2
+            keys, classes, patches = self._teach(large, masked)
+            seen = tokens_of(self.model.student, large, masked)  # [2B, 1 + L, D]
+            details = tokens_of(self.model.student, small)[:, 0]  # [2nB, D]
+            local, hidden = seen[:, 1:].mean(1), seen[:, 1:][masked]  # [2B, D], [n, D]
+            tokens = torch.cat([seen[:, 0], details, local, hidden])
+            units, logits = (part.float() for part in self.model.head(tokens))
+        first, count = len(tokens) - len(hidden), len(films)
+        units, views = _by_view(units[:first], count), _by_view(logits[:first], count)
+        losses = {
+            "contrast": contrast_loss(keys, units),
+            "class_loss": class_loss(classes, views[:-1]),
+            "patch_loss": cross_entropy(patches, logits[first:])
+            if share
+            else units[0].new_zeros(()),
+            "koleo": torch.stack([koleo(view) for view in seen[:, 0].chunk(2)]).mean(),
+        }
+        self.parts = {name: float(value.detach()) for name, value in losses.items()}
+        weights = (stage.contrast, stage.distil, stage.distil, recipe.koleo)
+        terms = zip(weights, losses.values(), strict=True)
+        return torch.stack([weight * loss for weight, loss in terms if weight]).sum()
 
     @torch.no_grad()
-    def _teach(self, large: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's probabilities of class tokens [2, B, P] and of masked patches [n, P]."""
-        temperature = self.recipe.teacher_temperature(self.done)
-        seen = self.teacher(large).last_hidden_state
-        logits = self.model.teacher_head(torch.cat([seen[:, 0], seen[:, 1:][masked]])).float()
-        classes = self.model.targets(logits[: len(large)], 0, temperature)
-        patches = self.model.targets(logits[len(large) :], 1, temperature)
-        return rearrange(classes, "(v b) p -> v b p", v=2), patches
+    def _teach(self, large: Tensor, masked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The teacher's keys [2, B, N], probabilities of class tokens [2, B, P] and patches [n, P].
+
+        The patches are those that are hidden from the student.
+        """
+        seen = tokens_of(self.model.teacher, large)
+        units, logits = self.model.teacher_head(torch.cat([seen[:, 0], seen[:, 1:][masked]]))
+        count, temperature = len(large), self.recipe.temperature
+        classes = sinkhorn_knopp(logits[:count].float(), temperature)
+        patches = sinkhorn_knopp(logits[count:].float(), temperature)
+        return units[:count].float().unflatten(0, (2, -1)), classes.unflatten(0, (2, -1)), patches
 
     def after_step(self) -> None:
         """Update the teacher."""
@@ -157,6 +137,10 @@ class DinoTrainer(ZooTrainer[Recipe]):
     def kept(self) -> nn.Module:
         """The teacher."""
         return self.model.teacher
+
+    def measure(self) -> dict[str, float]:
+        """The losses of the last step, and the metrics on `tune`."""
+        return {**self.parts, **super().measure()}
 
     def metrics(self, backbone: Any, split: Split, scenes: int | None) -> dict[str, float]:
         """See `measure`."""
@@ -178,3 +162,18 @@ class DinoTrainer(ZooTrainer[Recipe]):
     def load(self, folder: Path) -> DinoBackbone:
         """The backbone in `folder`."""
         return DinoBackbone.load(folder, device=self.device)
+
+
+def _by_view(vectors: Tensor, films: int) -> Sequence[Tensor]:
+    """Split the vectors of large crops, of small ones and of patch means: [2, B, D] each."""
+    return tuple(rearrange(vectors, "(n v b) d -> n v b d", v=2, b=films))
+
+
+def tokens_of(model: Any, pixels: Tensor, masked: Tensor | None = None) -> Tensor:
+    """Compute last-layer tokens [B, 1 + L, D] of pixels of any side, CHUNK images at a time."""
+    masks = [None] * len(pixels) if masked is None else masked.split(CHUNK)
+    found = [
+        model(part, bool_masked_pos=mask, interpolate_pos_encoding=True).last_hidden_state
+        for part, mask in zip(pixels.split(CHUNK), masks, strict=False)
+    ]
+    return torch.cat(found)

@@ -1,0 +1,1 @@
+"""The lab's MAE: its recipe and its training."""
