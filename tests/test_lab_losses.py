@@ -18,11 +18,12 @@ from ovss.lab.pretrain.dino import recipe as dino_recipe
 from ovss.lab.pretrain.dino import train as dino
 from ovss.lab.pretrain.itm import recipe as itm_recipe
 from ovss.lab.pretrain.itm import train as itm
+from ovss.lab.pretrain.mae import train as mae
 from ovss.lab.pretrain.sd import model as sd_model
 from ovss.lab.pretrain.sd import recipe as sd_recipe
 from ovss.lab.pretrain.sd import train as sd
 from ovss.lab.pretrain.trainer import LabRecipe, ZooTrainer
-from ovss.lab.scenes import World, render
+from ovss.lab.scenes import MOTLEY, World, render
 from ovss.lab.zoo import TRAINERS
 from pretend_device import PRETEND
 
@@ -30,6 +31,7 @@ WORLD = World()
 RECORDED = {  # in float32, whose last digits alone differ between processors
     "clip": [4.374846, 3.799437, 2.771883],
     "dino": [8.130332, 8.059935, 6.254040],  # of a recipe that is later than its network
+    "mae": [1.017712, 0.999944, 0.892994],
     "sd": [0.508187, 1.503630, 1.147488],
     "blip-itm": [3.753578, 5.392391, 4.578666],
     "bridgetower": [3.605458, 4.013301, 4.169185],
@@ -45,6 +47,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(clip, "MODEL", model)
     vit = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     monkeypatch.setattr(dino, "MODEL", {**dino_recipe.MODEL, **vit, "intermediate_size": 32})
+    monkeypatch.setattr(mae, "ENCODER", {**mae.ENCODER, **vit, "intermediate_size": 32})
     vae = {**sd_model.VAE, "block_out_channels": (8, 8, 8), "norm_num_groups": 4}
     heads = {"block_out_channels": (16, 16, 16), "attention_head_dim": (2, 2, 2)}
     monkeypatch.setattr(sd_model, "VAE", vae)
@@ -84,6 +87,8 @@ def recipe_of(name: str) -> LabRecipe[Any]:
         stage = dino_recipe.Stage
         stages = (stage(8, 4, side=48), stage(8, 4, contrast=0.0))
         return dino_recipe.Recipe(warmup=2, prototypes=16, stages=stages)
+    if name == "mae":
+        return mae.Recipe(warmup=2, stages=(mae.Stage(16, 4, (WORLD, MOTLEY)),))
     if name == "sd":
         parts = (
             sd_recipe.Stage(4, 4, "image", 64, 1e-3, 1),
