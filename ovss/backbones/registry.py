@@ -13,6 +13,7 @@ from ..errors import CheckpointError, UnknownNameError
 ZOO = (
     "clip",
     "dino",
+    "mae",
     "sd",
     "blip-itm",
     "bridgetower",
