@@ -112,19 +112,20 @@ class Claim:
     def _test(
         self, greater: Cell, smaller: Cell, metric: str, profile: str, resamples: int, seed: int
     ) -> PairTest:
-        difference = _difference(greater, smaller, metric, profile, resamples, seed)
-        if difference is None:
+        runs = _read_pair(greater, smaller, profile)
+        if runs is None:
             return PairTest(greater, smaller, metric, None, "not run yet")
+        difference = paired_difference(*runs, resamples, seed, metric)
         reason = unlearnt((greater, smaller), profile)
         if self.headroom and not reason:
             perfect, plain = (
                 greater._replace(experiment=headroom.EXPERIMENT, row=r) for r in self.headroom
             )
-            most = _difference(perfect, plain, metric, profile, resamples, seed)
-            if most is None:
+            best = _read_pair(perfect, plain, profile)
+            if best is None:
                 return PairTest(greater, smaller, metric, difference, "not run yet")
-            reason = no_headroom(most, difference)
-        reason = reason or rests_on_few(greater, smaller, metric, profile)
+            reason = no_headroom(paired_difference(*best, resamples, seed, metric), difference)
+        reason = reason or rests_on_few(*runs, metric)
         verdict = "cannot be decided here" if reason else judge(difference, self.margin)
         return PairTest(greater, smaller, metric, difference, verdict, reason)
 
@@ -175,11 +176,8 @@ def no_headroom(most: intervals.Difference, difference: intervals.Difference) ->
     )
 
 
-def rests_on_few(greater: Cell, smaller: Cell, metric: str, profile: str = "lab") -> str:
+def rests_on_few(first: Counts, second: Counts, metric: str = "mIoU") -> str:
     """Say that a difference rests on too few images to have an interval; "" if it does not."""
-    first, second = (read_counts(*cell, profile=profile) for cell in (greater, smaller))
-    if first is None or second is None:
-        return ""
     if metric == "mIoU":
         areas = (first.areas, second.areas)
         found = intervals.draw(areas, (1.0, -1.0), _mean_iou(first), n=1)
@@ -292,13 +290,10 @@ def tests_table(tests: Mapping[str, Iterable[PairTest]]) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def _difference(
-    greater: Cell, smaller: Cell, metric: str, profile: str, resamples: int, seed: int
-) -> intervals.Difference | None:
+def _read_pair(greater: Cell, smaller: Cell, profile: str) -> tuple[Counts, Counts] | None:
+    """The counts of two cells; None unless both were kept."""
     first, second = (read_counts(*cell, profile=profile) for cell in (greater, smaller))
-    if first is None or second is None:
-        return None
-    return paired_difference(first, second, resamples, seed, metric)
+    return None if first is None or second is None else (first, second)
 
 
 def _networks(cell: Cell, profile: str) -> list[str]:

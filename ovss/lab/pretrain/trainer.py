@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ovss import files
 from ovss.errors import OvssError
 from ovss.evaluation.intervals import Interval
+from ovss.lab.pretrain.batches import MEAN, STD
 from ovss.training.card import UNTRAINED, Gate, card, write_card, write_curve, write_json
 from ovss.training.curriculum import Batches, Recipe, S
 from ovss.training.loop import Trainer, run
@@ -145,3 +146,10 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     halves = {name: tensor.detach().cpu().half().contiguous() for name, tensor in weights.items()}
     with files.atomic(path) as file:
         file.write(save(halves, metadata={"format": "pt"}))
+
+
+def write_vit(folder: Path, config: Any, weights: Mapping[str, Tensor]) -> None:
+    """Write a vision transformer of transformers as its plain `ViTModel`, and its pixels' scale."""
+    write_json(folder / "preprocessor_config.json", {"image_mean": MEAN, "image_std": STD})
+    write_json(folder / "config.json", {**config.to_dict(), "architectures": ["ViTModel"]})
+    write_weights(folder / "model.safetensors", weights)

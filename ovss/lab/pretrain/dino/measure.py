@@ -20,11 +20,17 @@ from ovss.lab.pretrain.clusters import Grouping, colour_grid, judge_clusters, km
 from ovss.lab.pretrain.probe import class_ious, fit_ridge
 from ovss.lab.scenes import NAMES, THING_NAMES, render
 from ovss.methods.proxyclip import proxy_map
+from ovss.training.card import Gate
 
 Split = Literal["tune", "val"]
 QUERIES = 4000  # patches whose nearest neighbour is sought
 SIDE = 128  # pixels of the scenes that the probe is fitted on
 PROBE_FROM, PROBE_SCENES = 900_000_000, 400
+OVER_COLOURS = Gate(
+    "over_colours",
+    "oracle mIoU of k-means in the motley world, tokens minus colours of the same grid",
+    3.0,
+)
 
 
 class Features(NamedTuple):

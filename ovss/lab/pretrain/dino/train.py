@@ -20,7 +20,7 @@ from transformers import ViTConfig
 
 from ovss.backbones.dino import DinoBackbone
 from ovss.evaluation.intervals import Interval
-from ovss.lab.pretrain.batches import MEAN, STD, standardise
+from ovss.lab.pretrain.batches import standardise
 from ovss.lab.pretrain.dino.crops import block_mask, crops, hidden_counts, jitter
 from ovss.lab.pretrain.dino.distil import (
     Pair,
@@ -30,10 +30,10 @@ from ovss.lab.pretrain.dino.distil import (
     koleo,
     sinkhorn_knopp,
 )
-from ovss.lab.pretrain.dino.measure import attention_interval, measure
+from ovss.lab.pretrain.dino.measure import OVER_COLOURS, attention_interval, measure
 from ovss.lab.pretrain.dino.recipe import MODEL, PATCH, Recipe, make_batch
-from ovss.lab.pretrain.trainer import Split, ZooTrainer, write_weights
-from ovss.training.card import UNTRAINED, Gate, write_json
+from ovss.lab.pretrain.trainer import Split, ZooTrainer, write_vit
+from ovss.training.card import UNTRAINED, Gate
 from ovss.training.curriculum import Batch, Batches
 
 CHUNK = 64  # images of a forward pass: larger ones leave the cache of a CPU
@@ -59,11 +59,7 @@ class DinoTrainer(ZooTrainer[Recipe]):
             20.0,
         ),
         Gate("probe_things", "mIoU of things, a ridge probe on the patch tokens", 25.0),
-        Gate(
-            "over_colours",
-            "oracle mIoU of k-means in the motley world, tokens minus colours of the same grid",
-            3.0,
-        ),
+        OVER_COLOURS,
     )
     model: Pair
 
@@ -153,11 +149,8 @@ class DinoTrainer(ZooTrainer[Recipe]):
     def write(self, folder: Path) -> None:
         """Write the teacher, in the layout of transformers."""
         teacher = self.model.teacher
-        write_json(folder / "preprocessor_config.json", {"image_mean": MEAN, "image_std": STD})
-        config = {**teacher.config.to_dict(), "architectures": ["ViTModel"]}
-        write_json(folder / "config.json", config)
         weights = {k: v for k, v in teacher.state_dict().items() if not k.endswith("mask_token")}
-        write_weights(folder / "model.safetensors", weights)
+        write_vit(folder, teacher.config, weights)
 
     def load(self, folder: Path) -> DinoBackbone:
         """The backbone in `folder`."""

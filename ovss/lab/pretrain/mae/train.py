@@ -17,19 +17,16 @@ from transformers import ViTConfig, ViTMAEConfig, ViTMAEForPreTraining
 
 from ovss.backbones.dino import DinoBackbone
 from ovss.lab.pretrain.batches import (
-    MEAN,
     SIMPLE,
-    STD,
     VARIED,
     draw_scenes,
     normalise,
     stack_pixels,
 )
-from ovss.lab.pretrain.dino.measure import measure
-from ovss.lab.pretrain.trainer import LabRecipe, Split, ZooTrainer, write_weights
+from ovss.lab.pretrain.dino.measure import OVER_COLOURS, measure
+from ovss.lab.pretrain.trainer import LabRecipe, Split, ZooTrainer, write_vit, write_weights
 from ovss.lab.scenes import MOTLEY, World
 from ovss.training import curriculum
-from ovss.training.card import Gate, write_json
 from ovss.training.curriculum import Batch, Batches, Position
 
 ENCODER: dict[str, Any] = {
@@ -83,13 +80,7 @@ class MaeTrainer(ZooTrainer[Recipe]):
     what = "a masked autoencoder of transformers, trained from scratch on the lab world"
     default_recipe = Recipe()
     selected_by = ("probe_things", "best_cluster")
-    gates = (
-        Gate(
-            "over_colours",
-            "oracle mIoU of k-means in the motley world, tokens minus colours of the same grid",
-            3.0,
-        ),
-    )
+    gates = (OVER_COLOURS,)
     model: Any
 
     def __init__(self, recipe: Recipe | None = None, device: str | torch.device = "cpu") -> None:
@@ -113,10 +104,7 @@ class MaeTrainer(ZooTrainer[Recipe]):
 
     def write(self, folder: Path) -> None:
         """Write the encoder as transformers' plain `ViTModel`, and the decoder beside it."""
-        write_json(folder / "preprocessor_config.json", {"image_mean": MEAN, "image_std": STD})
-        config = {**ViTConfig(**ENCODER).to_dict(), "architectures": ["ViTModel"]}
-        write_json(folder / "config.json", config)
-        write_weights(folder / "model.safetensors", self.model.vit.state_dict())
+        write_vit(folder, ViTConfig(**ENCODER), self.model.vit.state_dict())
         write_weights(folder / "decoder.safetensors", self.model.decoder.state_dict())
 
     def load(self, folder: Path) -> DinoBackbone:
