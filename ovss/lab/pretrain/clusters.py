@@ -81,7 +81,12 @@ def judge_clusters(
         clusters: [N, h, w], repeated to the pixels.
         labels: of each image [H, W], below `classes`.
         instances: of each image [H, W], 0 for what is no thing.
+
+    Raises:
+        ValueError: a label is negative or too large.
     """
+    if any(label.min() < 0 or label.max() >= classes for label in labels):
+        raise ValueError(f"labels must be 0 to {classes - 1}")
     counts = np.zeros((classes, classes), dtype=np.int64)  # truth by prediction
     best: list[float] = []
     for grid, label, number in zip(clusters, labels, instances, strict=True):

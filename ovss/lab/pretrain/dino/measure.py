@@ -102,12 +102,12 @@ def group(backbone: DinoBackbone, split: Split, limit: int | None = None) -> dic
     side = _side(tokens)
     images = torch.stack([torch.from_numpy(np.array(s.image)) for s in samples])
     colours = colour_grid(images.permute(0, 3, 1, 2) / 255, side)  # [N, L, 3]
-    labels = [sample.target for sample in samples]
+    labels = [sample.target + 1 for sample in samples]  # 0: what is no thing
     numbers = [instances(name) for name in data.ids[: len(samples)]]
 
     def judge(points: Tensor) -> Grouping:
         clusters = kmeans(points).unflatten(1, (side, side)).numpy()
-        return judge_clusters(clusters, labels, numbers, len(data.names))
+        return judge_clusters(clusters, labels, numbers, 1 + len(data.names))
 
     found = judge(F.normalize(tokens, dim=-1))
     return {
