@@ -8,22 +8,15 @@ from typing import Any
 from ..errors import CheckpointError, one_line
 from .loading import (
     Loaded,
-    check_published,
     check_sizes,
-    digest,
-    fetch_folder,
-    identity,
+    load_folder,
     load_transformer,
     needed,
-    one_of,
-    pixel_statistics,
     read_json,
-    settings_of,
     shapes_of,
 )
-from .registry import Checkpoint, Kind, find
+from .registry import Kind
 
-CONFIG, WEIGHTS, PIXELS = "config.json", "model.safetensors", "preprocessor_config.json"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, where nothing else is said
 SIZES = (
     "hidden_size",
@@ -55,22 +48,7 @@ def load_dino(source: str | Path) -> Loaded:
         CheckpointError: something is missing, damaged, not to be had or of another architecture.
         UnknownNameError: no such checkpoint; the message lists the known ones.
     """
-    found, origin, name = find(source), "", str(source)
-    if isinstance(found, Checkpoint):
-        kind = found.kind if found.kind in KINDS else KINDS[0]
-        folder, origin = fetch_folder(name, found, kind, (CONFIG, WEIGHTS, PIXELS))
-    else:
-        folder, name = found, found.name
-    config, weights = one_of(folder, (CONFIG,)), one_of(folder, (WEIGHTS,))
-    hashed = digest(folder, weights)
-    if isinstance(found, Checkpoint):
-        check_published(found, weights, hashed)
-    path = folder / PIXELS
-    pixels = read_json(path) if path.is_file() else {}
-    mean, std = pixel_statistics(pixels, ("image_mean", "image_std"), (MEAN, STD), path)
-    parts = {"model": _model(config, weights), "mean": mean, "std": std}
-    parts["settings"] = settings_of(folder)
-    return Loaded(parts, name, identity(name, hashed, origin))
+    return load_folder(source, KINDS, (MEAN, STD), _model)
 
 
 def _model(path: Path, weights: Path) -> Any:

@@ -24,11 +24,12 @@ from torch import nn
 
 from ..errors import CheckpointError, one_line
 from ..fetch import fetch
-from .registry import KINDS, Checkpoint, Kind, remedy
+from .registry import KINDS, Checkpoint, Kind, find, remedy
 from .tensor_files import Shapes, check_finite, read_shapes, read_tensors
 
 LONGEST, DEEPEST = 4 * 2**20, 64  # of a configuration: bytes, and brackets within brackets
 SPARE = 2**20  # parameters that a network may have beside those of its file
+CONFIG, WEIGHTS, PIXELS = "config.json", "model.safetensors", "preprocessor_config.json"
 CACHE = "~/.cache/ovss/checkpoints"  # of files that lie on no hub
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -114,6 +115,44 @@ def expect(name: str, entry: Checkpoint, kind: Kind) -> None:
 
 def _is_commit(name: str) -> bool:
     return len(name) == 40 and set(name) <= set("0123456789abcdef")
+
+
+def load_folder(
+    source: str | Path,
+    kinds: Sequence[Kind],
+    pixels: tuple[Pixels, Pixels],
+    build: Callable[[Path, Path], Any],
+) -> Loaded:
+    """Load a vision network from a folder as transformers writes one, or from its hubs.
+
+    Args:
+        source: a lab zoo name, a folder, or a checkpoint of one of `kinds`.
+        pixels: their mean and deviation where the folder says nothing of them.
+        build: makes the network from its configuration's path and its weights'.
+
+    Returns:
+        "model", "mean", "std" and "settings".
+
+    Raises:
+        CheckpointError: something is missing, damaged, not to be had or of another architecture.
+        UnknownNameError: no such checkpoint; the message lists the known ones.
+    """
+    found, origin, name = find(source), "", str(source)
+    if isinstance(found, Checkpoint):
+        kind = found.kind if found.kind in kinds else kinds[0]
+        folder, origin = fetch_folder(name, found, kind, (CONFIG, WEIGHTS, PIXELS))
+    else:
+        folder, name = found, found.name
+    config, weights = one_of(folder, (CONFIG,)), one_of(folder, (WEIGHTS,))
+    hashed = digest(folder, weights)
+    if isinstance(found, Checkpoint):
+        check_published(found, weights, hashed)
+    path = folder / PIXELS
+    said = read_json(path) if path.is_file() else {}
+    mean, std = pixel_statistics(said, ("image_mean", "image_std"), pixels, path)
+    model, settings = build(config, weights), settings_of(folder)
+    parts = {"model": model, "mean": mean, "std": std, "settings": settings}
+    return Loaded(parts, name, identity(name, hashed, origin))
 
 
 # ---- configurations
