@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ovss.backbones.dino import DinoBackbone
 from ovss.errors import OvssError
 from ovss.lab.pretrain.attention_in_mask import attention_in_mask, majority
 from ovss.lab.pretrain.batches import MEAN
-from ovss.lab.pretrain.clusters import colour_grid, judge_clusters, kmeans
+from ovss.lab.pretrain.clusters import Grouping, colour_grid, judge_clusters, kmeans
 from ovss.lab.pretrain.dino import measure as measure_file
 from ovss.lab.pretrain.dino import train as recipe_file
 from ovss.lab.pretrain.dino.crops import block_mask, crops, hidden_counts, jitter
@@ -29,16 +30,21 @@ from ovss.lab.pretrain.dino.distil import (
     contrast_loss,
     cross_entropy,
     koleo,
+    others,
     sinkhorn_knopp,
 )
 from ovss.lab.pretrain.dino.measure import neighbours
 from ovss.lab.pretrain.dino.recipe import MODEL, Recipe, Stage
-from ovss.lab.pretrain.dino.train import DinoTrainer, tokens_of
+from ovss.lab.pretrain.dino.train import DinoTrainer
 from ovss.lab.pretrain.probe import class_ious, fit_ridge
 from ovss.lab.scenes import World
 
 TINY = Recipe(
-    stages=(Stage(8, 4, side=48), Stage(8, 4, (World(pan=1.0),))),
+    stages=(
+        Stage(4, 4, frames=2, side=48),
+        Stage(4, 4, frames=3, crops=1, mosaic=True),
+        Stage(8, 4, (World(pan=1.0),), frames=2, distil=1.0),
+    ),
     warmup=0,
     prototypes=16,
     evaluate_every=8,
@@ -48,11 +54,14 @@ TINY = Recipe(
 
 
 @pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A smaller model of the same kind."""
+def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A smaller model of the same kind, not compiled."""
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     monkeypatch.setattr(recipe_file, "MODEL", {**MODEL, **small, "intermediate_size": 32})
     monkeypatch.setattr(measure_file, "PROBE_SCENES", 4)
+    torch.compiler.set_stance("force_eager")
+    yield
+    torch.compiler.set_stance("default")
 
 
 # ---- crops
@@ -117,31 +126,74 @@ def test_cross_entropy_by_hand() -> None:
     assert float(cross_entropy(wanted, logits)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_class_loss_compares_each_crop_with_the_other_frame() -> None:
+FILM = torch.tensor([0, 0, 1, 1, 0, 0, 1, 1])  # two films of two frames, two crops of each
+FRAME = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
+
+
+def test_others_are_other_frames_of_the_same_film() -> None:
+    found = others(FILM, FRAME)
+    assert found[0].nonzero()[:, 0].tolist() == [1, 5]
+    assert found[6].nonzero()[:, 0].tolist() == [3, 7]
+
+
+def test_class_loss_compares_each_view_with_the_other_frames() -> None:
     torch.manual_seed(4)
-    wanted = torch.rand(2, 3, 5).softmax(-1)
-    large, small = torch.rand(2, 3, 5), torch.rand(2, 3, 5)
-    pairs = [(wanted[1 - view], crop[view]) for crop in (large, small) for view in (0, 1)]
-    expected = torch.stack([cross_entropy(*pair) for pair in pairs]).mean()
-    torch.testing.assert_close(class_loss(wanted, [large, small]), expected)
+    wanted, logits = torch.rand(8, 5).softmax(-1), torch.rand(8, 5)
+    pairs = [(i, j) for i in range(8) for j in range(8) if others(FILM, FRAME)[i, j]]
+    expected = torch.stack([cross_entropy(wanted[j], logits[i]) for i, j in pairs]).mean()
+    torch.testing.assert_close(class_loss(wanted, logits, FILM, FRAME), expected)
 
 
 def test_contrast_by_hand() -> None:
-    keys = torch.eye(3)[:2].expand(2, 2, 3)  # two frames, two films
-    # Standardised over the films, the keys are (1, -1, 0) / sqrt(2) and its opposite.
-    right = math.log1p(math.exp(-2 / CONTRAST_TEMPERATURE))
-    wrong = right + 2 / CONTRAST_TEMPERATURE
-    assert float(contrast_loss(keys, [keys])) == pytest.approx(right, abs=1e-6)
-    confused = torch.stack([keys[0], keys[1].flip(0)])
-    found = float(contrast_loss(keys, [keys, confused]))
-    assert found == pytest.approx((3 * right + wrong) / 4, rel=1e-4)
-    shifted = keys + torch.tensor([[[5.0, 0, 0]], [[0, 0, 7.0]]])  # of each frame in all films
-    torch.testing.assert_close(contrast_loss(keys, [shifted]), contrast_loss(keys, [keys]))
+    units = torch.eye(2)[FILM]
+    # Of six views in other frames two are right, with a logit of 1 / T, and four have 0.
+    right = 1 / CONTRAST_TEMPERATURE
+    expected = math.log(2 * math.exp(right) + 4) - right
+    assert float(contrast_loss(units, FILM, FRAME)) == pytest.approx(expected, rel=1e-5)
+    confused = torch.eye(2)[FRAME % 2]
+    assert float(contrast_loss(confused, FILM, FRAME)) > expected + 1
 
 
-def test_contrast_looks_at_the_other_frame() -> None:
-    keys = torch.stack([torch.eye(2), torch.eye(2).flip(0)])
-    assert float(contrast_loss(keys, [keys.flip(0)])) < 1e-3 < float(contrast_loss(keys, [keys]))
+def test_contrast_does_not_look_at_the_views_own_frame() -> None:
+    """Views that only agree with the other crop of their frame are as bad as any."""
+    units = torch.eye(4)[FRAME].requires_grad_()
+    found = contrast_loss(units, FILM, FRAME)
+    assert float(found.detach()) == pytest.approx(math.log(6), rel=1e-5)
+    found.backward()
+    assert units.grad is not None and torch.isfinite(units.grad).all()
+    assert float(units.grad[0, 0]) == 0, "no pull towards its own frame, no push away from it"
+
+
+def test_a_mosaic_holds_frames_of_four_films(narrow: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each quarter's patches are averaged and told which film they came from."""
+    trainer = DinoTrainer(TINY)
+    films, frames, side = 8, 3, 16
+    pixels = torch.arange(films).repeat_interleave(frames)[:, None, None, None].float()
+    pixels = pixels.expand(-1, 3, side, side)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def read(_: object, mosaics: torch.Tensor) -> torch.Tensor:
+        assert mosaics.shape == (films * frames // 4, 3, 2 * side, 2 * side)
+        patches = torch.nn.functional.avg_pool2d(mosaics, 8).flatten(2).mT  # [n, L, 3]
+        return torch.cat([patches[:, :1], patches], 1)
+
+    def judge(units: torch.Tensor, film: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        seen.append((units, film))
+        return units.sum()
+
+    monkeypatch.setattr(trainer, "_tokens", read)
+    monkeypatch.setattr(trainer.model, "projector", torch.nn.Identity())
+    monkeypatch.setattr(recipe_file, "contrast_loss", judge)
+    trainer._mosaic_loss(pixels, frames)
+    ((units, film),) = seen
+    torch.testing.assert_close(units[:, 0], film.float())
+    assert torch.equal(film.bincount(), torch.full((films,), frames))
+
+
+@pytest.mark.parametrize("changes", [{"batch": 6}, {"crops": 2}, {"distil": 1.0}])
+def test_mosaics_that_cannot_be(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="a mosaic takes a crop of four films"):
+        Stage(**{"images": 8, "batch": 4, "crops": 1, "mosaic": True, **changes})
 
 
 def test_sinkhorn_knopp_uses_all_prototypes_alike() -> None:
@@ -179,13 +231,12 @@ def test_the_teacher_is_a_moving_average(narrow: None) -> None:
     assert not any(p.requires_grad for p in model.teacher.parameters())
 
 
-def test_tokens_do_not_depend_on_the_chunks(narrow: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    student = DinoTrainer(TINY).model.student
+def test_hidden_patches_change_the_tokens(narrow: None) -> None:
+    trainer = DinoTrainer(TINY)
     pixels, masked = torch.randn(5, 3, 48, 48), torch.rand(5, 36) < 0.5
-    whole = tokens_of(student, pixels, masked)
-    monkeypatch.setattr(recipe_file, "CHUNK", 2)
-    torch.testing.assert_close(tokens_of(student, pixels, masked), whole)
-    assert not torch.allclose(tokens_of(student, pixels), whole)
+    seen = trainer._tokens(trainer.student, pixels)
+    hidden = trainer._tokens(trainer.student, pixels, masked)
+    assert seen.shape == (5, 37, 16) and not torch.allclose(seen, hidden)
 
 
 # ---- training
@@ -204,21 +255,14 @@ def test_every_step_sees_fresh_films_of_the_pretrain_split(narrow: None) -> None
     assert len(whole) == 4 and torch.equal(whole[3], batches[3][0])
     assert whole[0].shape == (4, 2, 3, 64, 64) and whole[0].dtype == torch.uint8
     frames = {frame.numpy().tobytes() for batch in whole for film in batch for frame in film}
-    assert len(frames) == 2 * TINY.images
-
-
-def test_prototypes_are_frozen_first(narrow: None) -> None:
-    trainer = DinoTrainer(replace(TINY, frozen_prototypes=0.5))
-    prototypes = trainer.model.head.prototypes
-    first = prototypes.detach().clone()
-    for step in range(3):
-        trainer.step(trainer.batches()[step])
-        assert torch.equal(prototypes, first) == (step < 2)
+    assert len(frames) == 4 * 2 + 4 * 3 + 8 * 2
 
 
 def test_the_student_learns_what_the_teacher_says(narrow: None) -> None:
     """Of one batch, from a teacher that stays as it is."""
-    recipe = replace(TINY, stages=(Stage(400, 4),), momentum=(1.0, 1.0), warmup=10)
+    recipe = replace(
+        TINY, stages=(Stage(400, 4, frames=2, distil=1.0),), momentum=(1.0, 1.0), warmup=10
+    )
     trainer = DinoTrainer(recipe)
     (films,) = trainer.batches()[0]
 
@@ -336,6 +380,26 @@ def test_clusters_by_hand() -> None:
     iou_thing, iou_ground = 4 / 6, 2 / 4
     assert found.oracle == pytest.approx(100 * (iou_thing + iou_ground) / 2)
     assert found.best_cluster == pytest.approx(100 * 4 / 6)
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_labels_that_are_no_class_are_refused(wrong: int) -> None:
+    """A negative one would be counted as one of the last classes."""
+    label = np.full((2, 2), wrong)
+    with pytest.raises(ValueError, match="labels must be 0 to 2"):
+        judge_clusters(np.zeros((1, 1, 1), dtype=np.int64), [label], [label.clip(0)], 3)
+
+
+def test_group_counts_background_as_a_class_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    def judge(_: object, labels: list[np.ndarray], __: object, classes: int) -> Grouping:
+        seen.append((min(int(x.min()) for x in labels), max(int(x.max()) for x in labels), classes))
+        return Grouping(50.0, 50.0)
+
+    monkeypatch.setattr(measure_file, "judge_clusters", judge)
+    measure_file.group(DinoBackbone.load("mae"), "tune", 12)
+    assert all(low == 0 and high < classes == 21 for low, high, classes in seen) and len(seen) == 2
 
 
 def test_the_colour_grid_averages_cells() -> None:

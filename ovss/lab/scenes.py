@@ -82,12 +82,20 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A rendered scene: image [S, S, 3] uint8; labels [S, S] uint8, indices into NAMES; instances
-    [S, S] uint8, 0 for stuff and i + 1 for things[i]; the caption; what is in it."""
+    """A rendered scene.
+
+    Attributes:
+        image: [S, S, 3] uint8.
+        labels: [S, S] uint8, indices into NAMES.
+        instances: [S, S] uint8, 0 for stuff and i + 1 for things[i].
+        parts: [S, S] uint8, 0 for stuff and a number for each part of each thing.
+        caption, things, stuff: what is said of it, and what is in it.
+    """
 
     image: NDArray[np.uint8]
     labels: NDArray[np.uint8]
     instances: NDArray[np.uint8]
+    parts: NDArray[np.uint8]
     caption: str
     things: tuple[Thing, ...]
     stuff: tuple[str, ...]
@@ -147,11 +155,12 @@ def _compose(
     ground, labels = _ground(rng, stuff, side)
     grounds = _mean_colours(ground, labels) if world.disguise.camouflage else {}
     painter = _Painter(rng, extra, side, world, grounds)
-    paint, coverage, instances = painter.paint(things)
+    paint, coverage, instances, parts = painter.paint(things)
     image = ground * (1 - coverage) + paint * _thing_texture(rng, side)
     categories = np.array([0] + [THING_NAMES.index(t.category) for t in things], dtype=np.uint8)
     labels = np.where(instances > 0, categories[instances], labels).astype(np.uint8)
-    return Scene(_light(rng, image, side), labels, instances, words, tuple(things), tuple(stuff))
+    image = _light(rng, image, side)
+    return Scene(image, labels, instances, parts, words, tuple(things), tuple(stuff))
 
 
 def _draw(rng: Random, weights: tuple[float, ...]) -> int:
@@ -225,18 +234,23 @@ class _Painter:
 
     def paint(
         self, things: list[Thing]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
-        """Colour [S, S, 3] times coverage, coverage [S, S, 1] in [0, 1], instances [S, S]."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8], NDArray[np.uint8]]:
+        """Colour [S, S, 3] times coverage, coverage [S, S, 1] in [0, 1], instances [S, S], parts
+        [S, S]."""
         big = self.side * _SUPERSAMPLE
-        colour, index, material = (Image.new(mode, (big, big)) for mode in ("RGB", "L", "L"))
-        pens = [ImageDraw.Draw(layer) for layer in (colour, index, material)]
+        layers = colour, index, material, number = [
+            Image.new(mode, (big, big)) for mode in ("RGB", "L", "L", "L")
+        ]
+        pens = [ImageDraw.Draw(layer) for layer in layers]
+        owners = [0]  # the thing of each part
         for i, thing in enumerate(things, 1):
             coats = self._coats(thing)
             for part in self._parts(thing):
                 polygon, coat = _place(thing, part, big), coats.draw(part[1])
                 pens[0].polygon(polygon, fill=coat.colour)
-                pens[1].polygon(polygon, fill=i)
-                pens[2].polygon(polygon, fill=coat.material)
+                for pen, mark in zip(pens[1:], (i, coat.material, len(owners)), strict=True):
+                    pen.polygon(polygon, fill=mark)
+                owners.append(i)
         drawn = np.asarray(index)
         coverage = np.asarray(
             Image.fromarray((drawn > 0).astype(np.uint8) * 255).reduce(_SUPERSAMPLE)
@@ -245,7 +259,9 @@ class _Painter:
         painted = painted * weave(self.extra, np.asarray(material), self.side)
         instances = np.where(coverage >= 128, _majority(drawn), 0).astype(np.uint8)
         share = (coverage / np.float32(255))[:, :, None].astype(np.float32)
-        return painted, share, instances
+        parts = np.asarray(number)[::_SUPERSAMPLE, ::_SUPERSAMPLE]
+        shown = np.array(owners, dtype=np.uint8)[parts] == instances
+        return painted, share, instances, np.where(shown, parts, 0).astype(np.uint8)
 
     def _coats(self, thing: Thing) -> Coats:
         tones = _tones(self.rng, thing.colour)

@@ -1,15 +1,15 @@
-"""Self-distillation without labels: the student predicts what its moving average (EMA) does.
+"""Learning from films without labels: contrast, and self-distillation.
 
-DINOv2's losses (Oquab et al. 2023, section 4). DINO: the class tokens of all crops are compared
-with those of the teacher's large crops. iBOT: the student's hidden patches are compared with what
-the teacher sees there. Both through one head, whose outputs are logits of prototypes; the teacher's
-are balanced by Sinkhorn-Knopp. KoLeo spreads the class tokens of a batch.
+Contrast: the frames of a film are found among those of others. Then DINOv2's losses (Oquab et al.
+2023, section 4), where the student predicts what its moving average (EMA) does. DINO: the class
+tokens of crops are compared with those of the teacher. iBOT: the student's hidden patches are
+compared with what the teacher sees there. Both through one head, whose outputs are logits of
+prototypes; the teacher's are balanced by Sinkhorn-Knopp. KoLeo spreads the class tokens of a batch.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,11 +20,11 @@ from transformers import ViTConfig, ViTModel
 from ovss.training.optim import ema_update
 
 STUDENT_TEMPERATURE = 0.1
-CONTRAST_TEMPERATURE = 0.1
+CONTRAST_TEMPERATURE = 0.15
 
 
 class Head(nn.Module):
-    """Three layers to a unit vector, then cosines with the prototypes."""
+    """DINO's: three layers to a unit vector, then its cosines with the prototypes."""
 
     def __init__(self, width: int, prototypes: int, hidden: int = 384, neck: int = 64) -> None:
         super().__init__()
@@ -37,10 +37,31 @@ class Head(nn.Module):
         )
         self.prototypes = nn.Parameter(torch.randn(prototypes, neck))
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute unit vectors [..., N] and their cosines with the prototypes [..., P]."""
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Compute the cosines [..., P] of tokens [..., D]."""
         unit = F.normalize(self.layers(tokens), dim=-1)
-        return unit, unit @ F.normalize(self.prototypes, dim=-1).T
+        return unit @ F.normalize(self.prototypes, dim=-1).T
+
+
+class Projector(nn.Module):
+    """The contrastive loss's: two layers and batch normalisation, as in MoCo v3.
+
+    Without it all class tokens of an untrained network are nearly the same, and stay so.
+    """
+
+    def __init__(self, width: int, hidden: int = 256, out: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.GELU(),
+            nn.Linear(hidden, out),
+            nn.BatchNorm1d(out, affine=False),
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Compute unit vectors [n, N] of tokens [n, D]."""
+        return F.normalize(self.layers(tokens), dim=-1)
 
 
 class Pair(nn.Module):
@@ -53,6 +74,7 @@ class Pair(nn.Module):
         super().__init__()
         self.student: Any = ViTModel(config, add_pooling_layer=False, use_mask_token=True)
         self.head = Head(config.hidden_size, prototypes)
+        self.projector = Projector(config.hidden_size)
         self.teacher: Any = copy.deepcopy(self.student).requires_grad_(False)
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
 
@@ -82,38 +104,44 @@ def cross_entropy(wanted: Tensor, logits: Tensor) -> Tensor:
     return -(wanted * (logits / STUDENT_TEMPERATURE).log_softmax(-1)).sum(-1).mean()
 
 
-def class_loss(wanted: Tensor, crops: Sequence[Tensor]) -> Tensor:
-    """Compare the crops of each frame with the teacher's view of the other one: DINO, Eq. 3.
+def others(film: Tensor, frame: Tensor) -> Tensor:
+    """Which views show the same film in another frame: [n, n] booleans.
 
-    A crop is never compared with its own frame, whose colours and ground it shares.
-
-    Args:
-        wanted: the teacher's probabilities [2, B, P] of the large crops of both frames.
-        crops: the student's logits [2, B, P] of large and of small crops.
-    """
-    return torch.stack([cross_entropy(wanted.flip(0), logits) for logits in crops]).mean()
-
-
-def contrast_loss(keys: Tensor, queries: Sequence[Tensor]) -> Tensor:
-    """Find the other frame among the films of the batch: InfoNCE with the teacher's keys (MoCo v3).
-
-    Keys and queries are standardised over the films first, as batch normalisation does in MoCo v3's
-    head: what all films of a batch share says nothing.
+    Never the view's own frame, whose colours and ground it shares.
 
     Args:
-        keys: the teacher's unit vectors [2, B, N] of the large crops of both frames.
-        queries: the student's unit vectors [2, B, N] of crops, whole or averaged over patches.
+        film, frame: of each view [n].
     """
-    right = torch.arange(keys.shape[1], device=keys.device).expand(2, -1)  # [2, B]
-    wanted = over_films(keys).flip(0).mT / CONTRAST_TEMPERATURE  # [2, N, B]
-    scaled = [over_films(query) @ wanted for query in queries]  # [2, B, B]
-    return torch.stack([F.cross_entropy(logits.mT, right) for logits in scaled]).mean()
+    return (film[:, None] == film) & (frame[:, None] != frame)
 
 
-def over_films(vectors: Tensor) -> Tensor:
-    """Standardise each channel over the films, then scale to unit vectors: [2, B, N]."""
-    centred = vectors - vectors.mean(1, keepdim=True)
-    return F.normalize(centred / (centred.square().mean(1, keepdim=True) + 1e-8).sqrt(), dim=-1)
+def class_loss(wanted: Tensor, logits: Tensor, film: Tensor, frame: Tensor) -> Tensor:
+    """Compare each view with the teacher's views of the film's other frames: DINO, Eq. 3.
+
+    Args:
+        wanted: the teacher's probabilities [n, P].
+        logits: the student's [n, P].
+        film, frame: of each view [n].
+    """
+    weight = others(film, frame).to(wanted)
+    return cross_entropy(weight @ wanted / weight.sum(1, keepdim=True), logits)
+
+
+def contrast_loss(units: Tensor, film: Tensor, frame: Tensor) -> Tensor:
+    """Find a film's other frames among the frames of all films: InfoNCE with several right answers.
+
+    The mean log-probability of the right ones, as in SupCon (Khosla et al. 2020, Eq. 2), where the
+    film takes the label's place.
+
+    Args:
+        units: unit vectors [n, N].
+        film, frame: of each view [n].
+    """
+    logits = units @ units.T / CONTRAST_TEMPERATURE  # [n, n]
+    logits = logits.masked_fill(frame[:, None] == frame, float("-inf"))
+    right = others(film, frame)
+    told = logits.log_softmax(1).masked_fill(~right, 0.0)
+    return -(told.sum(1) / right.sum(1)).mean()
 
 
 def koleo(tokens: Tensor) -> Tensor:

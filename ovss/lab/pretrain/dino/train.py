@@ -1,15 +1,15 @@
 """Train the lab DINO from scratch on films alone: no caption, no label.
 
-The two large views of a step are two frames of one film: the same things, moved, in other colours
-and another light, often on another ground. So neither colour nor ground tells that two views belong
-together. Small views show a detail of a frame. The curriculum goes from one large thing to the
-world of the benchmark in motley, and ends at the size at which the tokens are used. The weights
-kept are those of the teacher, selected by a ridge probe and by clusters on `tune`.
+A film is a few frames of the same things, moved, in other colours and another light, often on other
+grounds. So neither colour nor ground tells that two views belong together. First the frames of a
+film are found by contrast; then DINOv2's losses join in. The curriculum goes from one large thing
+to the world of the benchmark in motley, by way of mosaics of four frames, in which the patches must
+know what is near them; it ends at the size at which the tokens are used. The weights kept are those
+of the teacher, selected by a ridge probe and by clusters on `tune`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,7 @@ from ovss.lab.pretrain.dino.measure import OVER_COLOURS, attention_interval, mea
 from ovss.lab.pretrain.dino.recipe import MODEL, PATCH, Recipe, make_batch
 from ovss.lab.pretrain.trainer import Split, ZooTrainer, write_vit
 from ovss.training.card import UNTRAINED, Gate
-from ovss.training.curriculum import Batch, Batches
-
-CHUNK = 64  # images of a forward pass: larger ones leave the cache of a CPU
+from ovss.training.curriculum import Batches
 
 
 class DinoTrainer(ZooTrainer[Recipe]):
@@ -66,64 +64,92 @@ class DinoTrainer(ZooTrainer[Recipe]):
     def __init__(self, recipe: Recipe | None = None, device: str | torch.device = "cpu") -> None:
         super().__init__(recipe, device)
         self.optimise(Pair(ViTConfig(**MODEL), self.recipe.prototypes))
+        self.student: Any = torch.compile(self.model.student, dynamic=False)
+        self.teacher: Any = torch.compile(self.model.teacher, dynamic=False)
         self.parts: dict[str, float] = {}  # the losses of the last step
 
     def batches(self) -> Batches[Any]:
         """Films of every step."""
         return Batches(self.recipe, make_batch)
 
-    def before_step(self, batch: Batch) -> None:
-        """Keep the prototypes as they are for the first steps."""
-        frozen = self.done < self.recipe.frozen_prototypes * self.recipe.steps
-        self.model.head.prototypes.requires_grad_(not frozen)
-
     def loss(self, films: Tensor) -> Tensor:
-        """Add up the losses of `distil` for films [B, 2, 3, S, S] uint8."""
+        """Add up the losses of `distil` for films [B, V, 3, S, S] uint8."""
         recipe, stage = self.recipe, self.recipe.at(self.done).stage
-        side = stage.side
-        frames = rearrange(films, "b v c h w -> (v b) c h w").float() / 255  # [2B, 3, S, S]
-        large = standardise(jitter(crops(frames, side, recipe.large_sizes), recipe.jitter))
-        small = frames.repeat(recipe.small, 1, 1, 1)  # [2nB, 3, S, S]
-        small = crops(small, side // 2, recipe.small_sizes)
-        small = standardise(jitter(small, recipe.jitter))
-        grid = side // PATCH
-        share = recipe.masked_share if stage.distil else 0.0
-        counts = hidden_counts(len(large), grid**2, recipe.mask_ratio, share)
-        masked = block_mask(counts.to(large.device), grid)  # [2B, L]
-        with self.precision():
-            keys, classes, patches = self._teach(large, masked)
-            seen = tokens_of(self.model.student, large, masked)  # [2B, 1 + L, D]
-            details = tokens_of(self.model.student, small)[:, 0]  # [2nB, D]
-            local, hidden = seen[:, 1:].mean(1), seen[:, 1:][masked]  # [2B, D], [n, D]
-            tokens = torch.cat([seen[:, 0], details, local, hidden])
-            units, logits = (part.float() for part in self.model.head(tokens))
-        first, count = len(tokens) - len(hidden), len(films)
-        units, views = _by_view(units[:first], count), _by_view(logits[:first], count)
+        frames = rearrange(films, "b v c h w -> (b v) c h w").float() / 255
+        views = [crops(frames, stage.side, recipe.sizes) for _ in range(stage.crops)]
+        pixels = standardise(jitter(torch.cat(views), recipe.jitter))  # [n, 3, s, s]
+        if stage.mosaic:
+            return self._mosaic_loss(pixels, stage.frames)
+        frame = torch.arange(len(frames), device=films.device).repeat(stage.crops)  # [n]
+        film = frame // stage.frames
+        masked = self._hide(len(pixels), stage.side // PATCH) if stage.distil else None
+        seen = self._tokens(self.student, pixels, masked)  # [n, 1 + L, D]
+        project = self.model.projector
         losses = {
-            "contrast": contrast_loss(keys, units),
-            "class_loss": class_loss(classes, views[:-1]),
-            "patch_loss": cross_entropy(patches, logits[first:])
-            if share
-            else units[0].new_zeros(()),
-            "koleo": torch.stack([koleo(view) for view in seen[:, 0].chunk(2)]).mean(),
+            "contrast": contrast_loss(project(seen[:, 0]), film, frame),
+            "patch_contrast": contrast_loss(project(seen[:, 1:].mean(1)), film, frame),
         }
+        if masked is not None:
+            classes, patches = self._teach(pixels, masked)
+            logits = self.model.head(seen[:, 0]), self.model.head(seen[:, 1:][masked])
+            losses["class_loss"] = class_loss(classes, logits[0], film, frame)
+            losses["patch_loss"] = cross_entropy(patches, logits[1])
+            losses["koleo"] = recipe.koleo * koleo(seen[: len(frames), 0])
+        return self._sum(losses)
+
+    def _mosaic_loss(self, pixels: Tensor, frames: int) -> Tensor:
+        """Contrast of the quarters of mosaics, each a frame of another film.
+
+        Args:
+            pixels: [B * V, 3, s, s].
+            frames: V.
+        """
+        films = len(pixels) // frames
+        order = torch.stack([torch.randperm(films) for _ in range(frames)], 1)  # [B, V]
+        order = order.to(pixels.device)
+        shuffled = pixels.unflatten(0, (films, frames))[order, torch.arange(frames)]
+        mosaics = rearrange(
+            shuffled, "(q r g) v c h w -> (g v) c (q h) (r w)", q=2, r=2
+        ).contiguous()
+        seen = self._tokens(self.student, mosaics)[:, 1:]  # [B V / 4, L, D]
+        side = pixels.shape[-1] // PATCH
+        quarters = rearrange(
+            seen,
+            "(g v) (q h r w) d -> (q r g v) (h w) d",
+            v=frames,
+            q=2,
+            h=side,
+            r=2,
+        ).mean(1)  # [B V, D]
+        frame = torch.arange(len(quarters), device=pixels.device)
+        units = self.model.projector(quarters)
+        return self._sum({"mosaic": contrast_loss(units, order.flatten(), frame)})
+
+    def _sum(self, losses: dict[str, Tensor]) -> Tensor:
         self.parts = {name: float(value.detach()) for name, value in losses.items()}
-        weights = (stage.contrast, stage.distil, stage.distil, recipe.koleo)
-        terms = zip(weights, losses.values(), strict=True)
-        return torch.stack([weight * loss for weight, loss in terms if weight]).sum()
+        return torch.stack(list(losses.values())).sum()
+
+    def _hide(self, views: int, grid: int) -> Tensor:
+        """Which patches of each view are hidden from the student: [n, L]."""
+        recipe = self.recipe
+        counts = hidden_counts(views, grid**2, recipe.mask_ratio, recipe.masked_share)
+        return block_mask(counts.to(self.device), grid)
+
+    def _tokens(self, model: Any, pixels: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Last-layer tokens [n, 1 + L, D] of pixels of any side."""
+        with self.precision():
+            found = model(pixels, bool_masked_pos=masked, interpolate_pos_encoding=True)
+        return torch.as_tensor(found.last_hidden_state.float())
 
     @torch.no_grad()
-    def _teach(self, large: Tensor, masked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The teacher's keys [2, B, N], probabilities of class tokens [2, B, P] and patches [n, P].
-
-        The patches are those that are hidden from the student.
-        """
-        seen = tokens_of(self.model.teacher, large)
-        units, logits = self.model.teacher_head(torch.cat([seen[:, 0], seen[:, 1:][masked]]))
-        count, temperature = len(large), self.recipe.temperature
-        classes = sinkhorn_knopp(logits[:count].float(), temperature)
-        patches = sinkhorn_knopp(logits[count:].float(), temperature)
-        return units[:count].float().unflatten(0, (2, -1)), classes.unflatten(0, (2, -1)), patches
+    def _teach(self, pixels: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's probabilities of class tokens [n, P] and of hidden patches [m, P]."""
+        seen, head = self._tokens(self.teacher, pixels), self.model.teacher_head
+        temperature = self.recipe.temperature
+        return (
+            sinkhorn_knopp(head(seen[:, 0]), temperature),
+            sinkhorn_knopp(head(seen[:, 1:][masked]), temperature),
+        )
 
     def after_step(self) -> None:
         """Update the teacher."""
@@ -155,18 +181,3 @@ class DinoTrainer(ZooTrainer[Recipe]):
     def load(self, folder: Path) -> DinoBackbone:
         """The backbone in `folder`."""
         return DinoBackbone.load(folder, device=self.device)
-
-
-def _by_view(vectors: Tensor, films: int) -> Sequence[Tensor]:
-    """Split the vectors of large crops, of small ones and of patch means: [2, B, D] each."""
-    return tuple(rearrange(vectors, "(n v b) d -> n v b d", v=2, b=films))
-
-
-def tokens_of(model: Any, pixels: Tensor, masked: Tensor | None = None) -> Tensor:
-    """Compute last-layer tokens [B, 1 + L, D] of pixels of any side, CHUNK images at a time."""
-    masks = [None] * len(pixels) if masked is None else masked.split(CHUNK)
-    found = [
-        model(part, bool_masked_pos=mask, interpolate_pos_encoding=True).last_hidden_state
-        for part, mask in zip(pixels.split(CHUNK), masks, strict=False)
-    ]
-    return torch.cat(found)
