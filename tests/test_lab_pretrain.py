@@ -94,10 +94,20 @@ def test_the_loss_draws_matching_pairs_together() -> None:
 def test_the_schedule_warms_up_and_ends_near_zero() -> None:
     recipe = Recipe()
     rates = [recipe.learning_rate(step) for step in range(recipe.steps)]
+    shared = sum(stage.steps for stage in recipe.stages if stage.rate is None)
     assert rates[0] < recipe.rate / 100
     assert max(rates) == pytest.approx(recipe.rate)
     assert rates.index(max(rates)) in (recipe.warmup - 1, recipe.warmup)
-    assert rates[-1] < 0.011 * recipe.rate
+    assert rates[shared - 1] < 0.011 * recipe.rate
+    late = recipe.stages[-1]
+    assert late.rate is not None and max(rates[shared:]) == pytest.approx(late.rate)
+    assert rates[shared] < late.rate / 20 and rates[-1] < 0.011 * late.rate
+
+
+def test_sides_take_turns(narrow: None) -> None:
+    recipe = replace(TINY, stages=(Stage(16, 4, World(), 0.0, sides=(64, 128)),))
+    batches = ClipTrainer(recipe).batches()
+    assert [batches[step][0].shape[-1] for step in range(4)] == [64, 128, 64, 128]
 
 
 def test_a_mosaic_cannot_lose_patches() -> None:
@@ -123,18 +133,19 @@ def test_the_tokenizer_can_spell_any_word() -> None:
     assert tokenizer.decode(ids).strip() == "a zebra-crossing é"
 
 
-def test_the_views_are_those_of_the_package(narrow: None) -> None:
+@pytest.mark.parametrize("side", [64, 128])
+def test_the_views_are_those_of_the_package(narrow: None, side: int) -> None:
     """The class view is open_clip's own image embedding; the local view the mean of MaskCLIP's."""
     trainer = ClipTrainer(TINY)
     trainer.model.eval()
-    pixels = normalise(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8))
+    pixels = normalise(torch.randint(0, 256, (4, 3, side, side), dtype=torch.uint8))
     views = Views(trainer.model.visual)
     whole, local, mosaic = views(pixels, ("class", "local", "mosaic"))
     backbone = ClipBackbone(trainer.model, lambda *_: None, MEAN, STD, "clip", "test")  # type: ignore[arg-type,return-value]
     near = {"atol": 1e-5, "rtol": 1e-5}
     torch.testing.assert_close(whole, backbone.image_embedding(pixels), **near)
 
-    dense = DenseClip(backbone, attention="identity", block="attention", short_side=64)
+    dense = DenseClip(backbone, attention="identity", block="attention", short_side=side)
 
     def patches(pictures: torch.Tensor) -> torch.Tensor:
         return normalize(dense.embeddings(backbone.features(pictures, attention=False)), dim=-1)
@@ -142,8 +153,9 @@ def test_the_views_are_those_of_the_package(narrow: None) -> None:
     torch.testing.assert_close(local, normalize(patches(pixels).mean(1), dim=-1), **near)
     small = avg_pool2d(pixels, 2)
     rows = [torch.cat([small[0], small[1]], -1), torch.cat([small[2], small[3]], -1)]
-    grid = patches(torch.cat(rows, -2)[None]).reshape(8, 8, -1)
-    quarters = [grid[:4, :4], grid[:4, 4:], grid[4:, :4], grid[4:, 4:]]
+    grid = patches(torch.cat(rows, -2)[None]).reshape(side // 8, side // 8, -1)
+    half = side // 16
+    quarters = [grid[:half, :half], grid[:half, half:], grid[half:, :half], grid[half:, half:]]
     expected = torch.stack([normalize(q.mean((0, 1)), dim=-1) for q in quarters])
     torch.testing.assert_close(mosaic, expected, **near)
     assert len(views(pixels, ("class",))) == 1

@@ -15,8 +15,10 @@ from ovss.lab.pretrain.trainer import LabRecipe
 from ovss.lab.scenes import World
 from ovss.training import curriculum
 from ovss.training.curriculum import Batch, Position
+from ovss.training.optim import warmup_cosine
 
 SIDE = 64  # pixels of a scene
+LATE_WARMUP = 60  # steps, of a stage with a rate of its own
 MODEL: dict[str, Any] = {
     "embed_dim": 192,
     "vision_cfg": {
@@ -36,11 +38,19 @@ READ = (PLAIN, SIMPLE, VARIED, World(habits=Habits(name_colour=0.4)))  # by the 
 
 @dataclass(frozen=True)
 class Stage(curriculum.Stage):
-    """Scenes of `world`; `views` are the embeddings that the captions must fit."""
+    """Scenes of `world`; `views` are the embeddings that the captions must fit.
+
+    Attributes:
+        sides: of the scenes in pixels, by turns.
+        rate: peak of the learning rate, with a warm-up and a cosine of the stage's own; none: the
+            stage shares those of the recipe.
+    """
 
     world: World
     patch_dropout: float = 0.5
     views: tuple[View, ...] = ("class",)
+    sides: tuple[int, ...] = (SIDE,)
+    rate: float | None = None
 
     def __post_init__(self) -> None:
         if "mosaic" in self.views and self.patch_dropout:
@@ -61,11 +71,22 @@ class Recipe(LabRecipe[Stage]):
         Stage(10_368, 128, VARIED),
         Stage(220_288, 128, VARIED, views=("class", "local")),
         Stage(309_248, 128, RICH_CAPTIONS, 0.0, views=("class", "local", "mosaic")),
+        Stage(61_440, 64, RICH_CAPTIONS, 0.0, ("class", "local", "mosaic"), (2 * SIDE, SIDE), 3e-4),
     )
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up and a cosine to 1 % of the peak, over the stages that share them."""
+        stage, within, _ = self.at(step)
+        if stage.rate is not None:
+            return stage.rate * warmup_cosine(within, LATE_WARMUP, stage.steps)
+        shared = sum(stage.steps for stage in self.stages if stage.rate is None)
+        return self.rate * warmup_cosine(step, self.warmup, shared)
 
 
 def make_batch(tokenizer: Tokenizer, position: Position[Stage]) -> Batch:
-    """Fresh scenes and their captions: pixels [B, 3, 64, 64] uint8, tokens [B, T]."""
-    scenes = draw_scenes(position.images, SIDE, position.stage.world)
+    """Fresh scenes and their captions: pixels [B, 3, S, S] uint8, tokens [B, T]."""
+    stage = position.stage
+    side = stage.sides[position.step % len(stage.sides)]
+    scenes = draw_scenes(position.images, side, stage.world)
     tokens = [e.ids for e in tokenizer.encode_batch([scene.caption for scene in scenes])]
     return stack_pixels([scene.image for scene in scenes]), torch.tensor(tokens)

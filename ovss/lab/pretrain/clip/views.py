@@ -6,8 +6,8 @@ import math
 from typing import Any, Literal
 
 from einops import rearrange, reduce
-from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
+from torch import Tensor, cat, nn
+from torch.nn.functional import avg_pool2d, interpolate
 
 from ovss.training.losses import symmetric_cross_entropy
 
@@ -45,10 +45,26 @@ class Views(nn.Module):
 
     def _early(self, pixels: Tensor) -> Tensor:
         """All but the last block: tokens [B, 1 + L, D]."""
-        tokens: Tensor = self.visual._embeds(pixels)
+        tokens = self._embed(pixels)
         for block in self.visual.transformer.resblocks[:-1]:
             tokens = block(tokens)
         return tokens
+
+    def _embed(self, pixels: Tensor) -> Tensor:
+        """Patches, class token and positions, which are stretched to the image's size bilinearly,
+        as they are when it is segmented."""
+        visual = self.visual
+        patches = visual.conv1(pixels)  # [B, D, h, w]
+        table = visual.positional_embedding  # [1 + g * g, D]
+        if patches.shape[2:] != visual.grid_size:
+            square = rearrange(table[1:], "(h w) d -> 1 d h w", h=visual.grid_size[0])
+            size = (patches.shape[2], patches.shape[3])
+            stretched = interpolate(square, size, mode="bilinear", align_corners=False)
+            table = cat([table[:1], rearrange(stretched, "1 d h w -> (h w) d")])
+        first = visual.class_embedding.to(patches.dtype).expand(len(pixels), 1, -1)
+        tokens = cat([first, rearrange(patches, "b d h w -> b (h w) d")], 1)
+        embedded: Tensor = visual.ln_pre(visual.patch_dropout(tokens + table.to(tokens.dtype)))
+        return embedded
 
     def _class(self, tokens: Tensor) -> Tensor:
         """The last block for the class token alone: [B, E]."""
