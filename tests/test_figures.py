@@ -131,6 +131,14 @@ def test_few_points_are_drawn_as_points_on_axes_of_their_own() -> None:
     assert long.get_marker() in ("", "None")
 
 
+def test_a_place_is_marked_in_every_panel_and_named_once() -> None:
+    panels = {"dB": {"a": [23, 24]}, "%": {"b": [0, 90]}}
+    figure = figures.curves([1, 2], panels, "seen", marks={"kept": 2})
+    lines = [ax.lines[-1] for ax in figure.axes]
+    assert [list(line.get_xdata()) for line in lines] == [[2, 2], [2, 2]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "kept", "b"]
+
+
 def test_a_patch_is_marked_where_it_lies_and_the_image_is_left_alone() -> None:
     image = np.zeros((32, 64, 3), np.uint8)
     cross = figures.marked(image, (1, 3), cells=4)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from ovss.lab.pretrain.mae import train as mae
-from ovss.lab.pretrain.mae.train import ENCODER, MaeTrainer, Recipe, Stage
+from ovss.lab.pretrain.mae.train import ENCODER, MaeTrainer, Recipe, Stage, load_whole
 from ovss.lab.scenes import MOTLEY, World
 
 TINY = Recipe(
@@ -49,6 +49,20 @@ def test_the_encoder_alone_is_the_maes_with_every_patch_seen() -> None:
         expected = trainer.model.vit(pixels, noise=noise).last_hidden_state[:, 1:]  # [2, L, D]
     found = trainer.snapshot().features(pixels)  # [2, D, h, w], of weights in float16
     torch.testing.assert_close(found.flatten(2).mT, expected, rtol=1e-2, atol=5e-3)
+
+
+def test_what_was_written_apart_is_put_together_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trainer = MaeTrainer(TINY)
+    trainer.model.eval()
+    trainer.write(tmp_path)
+    pixels, noise = torch.rand(2, 3, 128, 128), torch.rand(2, 256)
+    with torch.no_grad():
+        expected = trainer.model(pixels, noise=noise)
+        found = load_whole(tmp_path)(pixels, noise=noise)  # of weights in float16
+    torch.testing.assert_close(found.mask, expected.mask)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-2, atol=5e-3)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-3, atol=1e-3)
 
 
 def test_worlds_take_turns_and_no_scene_comes_twice() -> None:

@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.functional import avg_pool2d, cross_entropy, normalize
 
 from ovss.backbones.clip import ClipBackbone
 from ovss.errors import CheckpointError, OvssError
 from ovss.lab import cards, zoo
+from ovss.lab.pretrain.attention_in_mask import middle_of_largest
 from ovss.lab.pretrain.batches import MEAN, STD, normalise
 from ovss.lab.pretrain.clip import train as recipe_file
 from ovss.lab.pretrain.clip.recipe import MODEL, Recipe, Stage
@@ -221,3 +224,19 @@ def test_the_committed_card_belongs_to_the_committed_weights() -> None:
     ClipBackbone.load("clip")  # compares the SHA-256
     assert curve[-1]["images"] <= card["images_seen"]
     assert set(card["val"]) == {"naming", "miou", "things", "stuff", "lab20"}
+
+
+def test_the_middle_of_the_largest_thing_lies_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ring's middle is empty: the nearest of its own patches is taken."""
+    numbers = np.zeros((64, 64), dtype=np.uint8)
+    numbers[:8, :8] = 2
+    numbers[16:56, 16:56] = 1
+    numbers[24:48, 24:48] = 0
+    path = tmp_path / "lab" / "SegmentationObject" / "ring.png"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(numbers).save(path)
+    monkeypatch.setenv("OVSS_DATA", str(tmp_path))
+    row, column = middle_of_largest("ring", 8)
+    assert numbers[8 * row, 8 * column] == 1

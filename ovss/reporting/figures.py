@@ -328,10 +328,15 @@ def differences(
 
 
 def curve(
-    x: ArrayLike, series: Mapping[str, ArrayLike], xlabel: str, ylabel: str, log: bool = False
+    x: ArrayLike,
+    series: Mapping[str, ArrayLike],
+    xlabel: str,
+    ylabel: str,
+    log: bool = False,
+    marks: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Draw lines over x, one per series, with different dashes as well as colours."""
-    return curves(x, {ylabel: series}, xlabel, log)
+    """Draw lines over x, one per series, with different dashes as well as colours; see `curves`."""
+    return curves(x, {ylabel: series}, xlabel, log, marks)
 
 
 def curves(
@@ -339,10 +344,12 @@ def curves(
     panels: Mapping[str, Mapping[str, ArrayLike]],
     xlabel: str,
     log: bool = False,
+    marks: Mapping[str, float] | None = None,
 ) -> Figure:
     """Draw series over one x, a panel for each unit: its label -> (name -> values).
 
-    Few points are drawn as points, so that a line between two is not taken for a curve.
+    Few points are drawn as points, so that a line between two is not taken for a curve. `marks`
+    are places on the x axis by name, such as the point whose weights were kept: upright lines.
     """
     places = np.asarray(x)
     marker = "o" if len(places) <= 20 else ""
@@ -358,6 +365,9 @@ def curves(
                 style, colour = dashes[number % 4], COLOURS[number % len(COLOURS)]
                 ax.plot(places, np.asarray(values), style, label=name, color=colour, markersize=3)
                 number += 1
+            for name, place in (marks or {}).items():
+                label = name if ax is axes[0, 0] else None
+                ax.axvline(place, color="black", linewidth=0.8, linestyle="--", label=label)
             ax.set(ylabel=ylabel, xscale="log" if log else "linear")
             ax.grid(alpha=0.3)
         axes[-1, 0].set_xlabel(xlabel)

@@ -60,3 +60,17 @@ def instances(name: str) -> NDArray[np.uint8]:
     """Read the instance map of a lab image [H, W], 0 for what is no thing."""
     with Image.open(paths.data("lab", "SegmentationObject", f"{name}.png")) as file:
         return np.array(file)
+
+
+def middle_of_largest(name: str, side: int) -> tuple[int, int]:
+    """Find a patch (row, column) well within the largest thing of a lab image.
+
+    Args:
+        name: of the image.
+        side: patches along a side of the grid.
+    """
+    owners = majority(instances(name), side**2)  # [I, side^2]
+    mine = owners[owners.sum(1).argmax()].reshape(side, side).nonzero()  # [n, 2]
+    centre = mine.double().mean(0)
+    row, column = mine[(mine - centre).norm(dim=1).argmin()].tolist()
+    return row, column

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTMAEConfig, ViTMAEForPreTraining
 
@@ -85,8 +86,7 @@ class MaeTrainer(ZooTrainer[Recipe]):
 
     def __init__(self, recipe: Recipe | None = None, device: str | torch.device = "cpu") -> None:
         super().__init__(recipe, device)
-        options = {**ENCODER, **DECODER, "mask_ratio": self.recipe.mask_ratio}
-        self.optimise(ViTMAEForPreTraining(ViTMAEConfig(**options)))
+        self.optimise(make_model(self.recipe.mask_ratio))
 
     def batches(self) -> Batches[Any]:
         """The scenes of every step."""
@@ -116,6 +116,20 @@ class MaeTrainer(ZooTrainer[Recipe]):
         """The encoder."""
         encoder: nn.Module = self.model.vit
         return encoder
+
+
+def make_model(mask_ratio: float) -> Any:
+    """The encoder and the decoder, untrained."""
+    config = ViTMAEConfig(**ENCODER, **DECODER, mask_ratio=mask_ratio)
+    return ViTMAEForPreTraining(config)
+
+
+def load_whole(folder: Path, device: str | torch.device = "cpu") -> Any:
+    """The encoder and the decoder in `folder` put together again, as they were trained."""
+    model = make_model(Recipe().mask_ratio)
+    model.vit.load_state_dict(load_file(folder / "model.safetensors"))
+    model.decoder.load_state_dict(load_file(folder / "decoder.safetensors"))
+    return model.eval().to(device)
 
 
 def make_batch(position: Position[Stage]) -> Batch:
