@@ -14,6 +14,7 @@ ZOO = (
     "clip",
     "dino",
     "mae",
+    "sam",
     "sd",
     "blip-itm",
     "bridgetower",
