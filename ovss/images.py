@@ -57,6 +57,15 @@ def data_url(image: Image.Image, *, optimize: bool = False) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
+def to_pixels(
+    image: Image.Image, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> torch.Tensor:
+    """Normalise an RGB image by the mean and deviation of its channels: [3, H, W], float32."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255  # [3, H, W]
+    shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return (pixels - shift) / scale
+
+
 def read_image(source: Any) -> Image.Image:
     """Give `source` as an RGB image, upright.
 

@@ -15,7 +15,7 @@ from transformers import ViTModel
 from clips import noise, save_clip
 from dinos import TINY, save_dino, save_dinov2
 from ovss.backbones.dino import DinoBackbone
-from ovss.backbones.dino_loading import MEAN, STD
+from ovss.backbones.loading import MEAN, STD
 from ovss.errors import CheckpointError, OvssError, UnknownNameError
 
 

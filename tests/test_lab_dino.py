@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from ovss import paths
 from ovss.backbones.dino import DinoBackbone
@@ -38,12 +37,13 @@ from ovss.lab.pretrain.dino.recipe import MODEL, Recipe, Stage
 from ovss.lab.pretrain.dino.train import DinoTrainer
 from ovss.lab.pretrain.probe import class_ious, fit_ridge
 from ovss.lab.scenes import World
+from resuming import assert_same_weights, kill
 
 TINY = Recipe(
     stages=(
         Stage(4, 4, frames=2, side=48),
         Stage(4, 4, frames=3, crops=1, mosaic=True),
-        Stage(8, 4, (World(pan=1.0),), frames=2, distil=1.0),
+        Stage(8, 4, (World(pan=1.0),), frames=2, distil=True),
     ),
     warmup=0,
     prototypes=16,
@@ -190,7 +190,7 @@ def test_a_mosaic_holds_frames_of_four_films(narrow: None, monkeypatch: pytest.M
     assert torch.equal(film.bincount(), torch.full((films,), frames))
 
 
-@pytest.mark.parametrize("changes", [{"batch": 6}, {"crops": 2}, {"distil": 1.0}])
+@pytest.mark.parametrize("changes", [{"batch": 6}, {"crops": 2}, {"distil": True}])
 def test_mosaics_that_cannot_be(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="a mosaic takes a crop of four films"):
         Stage(**{"images": 8, "batch": 4, "crops": 1, "mosaic": True, **changes})
@@ -261,7 +261,7 @@ def test_every_step_sees_fresh_films_of_the_pretrain_split(narrow: None) -> None
 def test_the_student_learns_what_the_teacher_says(narrow: None) -> None:
     """Of one batch, from a teacher that stays as it is."""
     recipe = replace(
-        TINY, stages=(Stage(400, 4, frames=2, distil=1.0),), momentum=(1.0, 1.0), warmup=10
+        TINY, stages=(Stage(400, 4, frames=2, distil=True),), momentum=(1.0, 1.0), warmup=10
     )
     trainer = DinoTrainer(recipe)
     (films,) = trainer.batches()[0]
@@ -277,27 +277,12 @@ def test_the_student_learns_what_the_teacher_says(narrow: None) -> None:
     assert losses() < 0.9 * before
 
 
-def test_a_killed_training_ends_with_the_same_weights(
-    narrow: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_training_ends_with_the_same_weights(narrow: None, tmp_path: Path) -> None:
     DinoTrainer(TINY).train(tmp_path / "whole")
-    add_point = DinoTrainer.add_point
-
-    def die_later(trainer: DinoTrainer, loss: float) -> None:
-        if trainer.images > 8:
-            raise KeyboardInterrupt
-        add_point(trainer, loss)
-
-    monkeypatch.setattr(DinoTrainer, "add_point", die_later)
-    with pytest.raises(KeyboardInterrupt):
-        DinoTrainer(TINY).train(tmp_path / "killed")
+    kill(lambda: DinoTrainer(TINY), tmp_path / "killed", 8)
     assert [p.name for p in (tmp_path / "killed").iterdir()] == ["training.pt"]
-    monkeypatch.setattr(DinoTrainer, "add_point", add_point)
     DinoTrainer(TINY).train(tmp_path / "killed")
-    whole = load_file(tmp_path / "whole" / "model.safetensors")
-    resumed = load_file(tmp_path / "killed" / "model.safetensors")
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
     assert not (tmp_path / "killed" / "training.pt").exists()
     card = json.loads((tmp_path / "killed" / "card.json").read_text())
     assert card["images_seen"] == TINY.images

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from ovss.lab.pretrain.batches import WorldStage
 from ovss.lab.pretrain.clip import recipe as clip_recipe
 from ovss.lab.pretrain.clip import train as clip
 from ovss.lab.pretrain.clip.tokenizer import train_tokenizer
@@ -94,13 +95,13 @@ def recipe_of(name: str) -> LabRecipe[Any]:
         stages = (
             stage(4, 4, frames=2, side=48),
             stage(4, 4, frames=2, crops=1, mosaic=True),
-            stage(8, 4, frames=2, distil=1.0),
+            stage(8, 4, frames=2, distil=True),
         )
         return dino_recipe.Recipe(warmup=2, prototypes=16, stages=stages)
     if name == "sam":
-        return sam_recipe.Recipe(warmup=2, stages=(sam_recipe.Stage(8, 2, (WORLD, MOTLEY)),))
+        return sam_recipe.Recipe(warmup=2, stages=(WorldStage(8, 2, (WORLD, MOTLEY)),))
     if name == "mae":
-        return mae.Recipe(warmup=2, stages=(mae.Stage(16, 4, (WORLD, MOTLEY)),))
+        return mae.Recipe(warmup=2, stages=(WorldStage(16, 4, (WORLD, MOTLEY)),))
     if name == "sd":
         parts = (
             sd_recipe.Stage(4, 4, "image", 64, 1e-3, 1),

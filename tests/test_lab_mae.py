@@ -7,18 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from ovss.lab.pretrain.batches import WorldStage
 from ovss.lab.pretrain.mae import train as mae
-from ovss.lab.pretrain.mae.train import ENCODER, MaeTrainer, Recipe, Stage, load_whole
+from ovss.lab.pretrain.mae.train import ENCODER, MaeTrainer, Recipe, load_whole
 from ovss.lab.scenes import MOTLEY, World
+from resuming import assert_same_weights
 
 TINY = Recipe(
     warmup=2,
     evaluate_every=8,
     curve_scenes=2,
     card_scenes=2,
-    stages=(Stage(16, 4, (World(), MOTLEY)),),
+    stages=(WorldStage(16, 4, (World(), MOTLEY)),),
 )
 
 
@@ -88,6 +89,4 @@ def test_a_killed_training_ends_with_the_same_weights(
         MaeTrainer(TINY).train(tmp_path / "killed", workers=0)
     monkeypatch.setattr(MaeTrainer, "step", step)
     MaeTrainer(TINY).train(tmp_path / "killed", workers=0)
-    whole, again = (load_file(tmp_path / one / "model.safetensors") for one in ("whole", "killed"))
-    assert whole.keys() == again.keys()
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch.nn.functional import avg_pool2d, cross_entropy, normalize
 
 from ovss.backbones.clip import ClipBackbone
@@ -26,6 +25,7 @@ from ovss.lab.pretrain.clip.train import ClipTrainer
 from ovss.lab.pretrain.clip.views import Views, contrastive_loss
 from ovss.lab.scenes import World
 from ovss.methods.dense_clip import DenseClip
+from resuming import assert_same_weights, kill
 
 TINY = Recipe(
     warmup=2,
@@ -164,31 +164,16 @@ def test_the_views_are_those_of_the_package(narrow: None, side: int) -> None:
     assert len(views(pixels, ("class",))) == 1
 
 
-def test_a_killed_training_ends_with_the_same_weights(
-    narrow: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_training_ends_with_the_same_weights(narrow: None, tmp_path: Path) -> None:
     ClipTrainer(TINY).train(tmp_path / "whole")
-    add_point = ClipTrainer.add_point
-
-    def die_later(trainer: ClipTrainer, loss: float) -> None:
-        if trainer.images > 16:
-            raise KeyboardInterrupt
-        add_point(trainer, loss)
-
     folder = tmp_path / "killed"
     folder.mkdir()
     (folder / "tokenizer.json").write_text("of an older model")
-    monkeypatch.setattr(ClipTrainer, "add_point", die_later)
-    with pytest.raises(KeyboardInterrupt):
-        ClipTrainer(TINY).train(folder)
+    kill(lambda: ClipTrainer(TINY), tmp_path / "killed", 16)
     assert sorted(p.name for p in folder.iterdir()) == ["tokenizer.json", "training.pt"]
     assert (folder / "tokenizer.json").read_text() == "of an older model"
-    monkeypatch.setattr(ClipTrainer, "add_point", add_point)
-    ClipTrainer(TINY).train(folder)
-    whole = load_file(tmp_path / "whole" / "model.safetensors")
-    resumed = load_file(tmp_path / "killed" / "model.safetensors")
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+    ClipTrainer(TINY).train(tmp_path / "killed")
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
     card = json.loads((tmp_path / "killed" / "card.json").read_text())
     assert card["images_seen"] == TINY.images
     assert [gate["name"] for gate in card["gates"]] == ["naming", "things", "stuff", "lab20"]

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from ovss.backbones.sam import SamBackbone
+from ovss.lab.pretrain.batches import WorldStage
 from ovss.lab.pretrain.sam import train as sam
 from ovss.lab.pretrain.sam.losses import (
     correction,
@@ -21,10 +21,11 @@ from ovss.lab.pretrain.sam.losses import (
     judge,
     mask_iou,
 )
-from ovss.lab.pretrain.sam.measure import centre, inner_points
-from ovss.lab.pretrain.sam.recipe import LOW, MODEL, SIDE, Recipe, Stage, prompt
+from ovss.lab.pretrain.sam.measure import centre
+from ovss.lab.pretrain.sam.recipe import LOW, MODEL, SIDE, Recipe, inner_points, prompt
 from ovss.lab.pretrain.sam.train import SamTrainer, make_model
 from ovss.lab.scenes import MOTLEY, World, render
+from resuming import assert_same_weights, kill
 
 TINY = Recipe(
     warmup=2,
@@ -33,7 +34,7 @@ TINY = Recipe(
     curve_scenes=2,
     card_scenes=2,
     dtype="float32",
-    stages=(Stage(16, 4, (World(), MOTLEY)),),
+    stages=(WorldStage(16, 4, (World(), MOTLEY)),),
 )
 
 
@@ -185,26 +186,11 @@ def test_a_few_scenes_are_learnt_by_heart() -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_a_killed_training_ends_with_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     SamTrainer(TINY).train(tmp_path / "whole")
-    add_point = SamTrainer.add_point
-
-    def die_later(trainer: SamTrainer, loss: float) -> None:
-        if trainer.images > 8:
-            raise KeyboardInterrupt
-        add_point(trainer, loss)
-
-    monkeypatch.setattr(SamTrainer, "add_point", die_later)
-    with pytest.raises(KeyboardInterrupt):
-        SamTrainer(TINY).train(tmp_path / "killed")
-    monkeypatch.setattr(SamTrainer, "add_point", add_point)
+    kill(lambda: SamTrainer(TINY), tmp_path / "killed", 8)
     SamTrainer(TINY).train(tmp_path / "killed")
-    whole = load_file(tmp_path / "whole" / "model.safetensors")
-    resumed = load_file(tmp_path / "killed" / "model.safetensors")
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
     assert SamBackbone.load(tmp_path / "killed").size == SIDE
 
 
@@ -217,7 +203,7 @@ def test_the_centre_is_farthest_from_the_border() -> None:
     mask[0:9, 25] = True
     x, y = centre(mask)
     assert y == 4 and 8 <= x <= 14
-    points = inner_points(mask, 50).astype(int)
+    points = inner_points(mask, 50, np.random.default_rng(0)).astype(int)
     assert mask[points[:, 1], points[:, 0]].all() and len(np.unique(points, axis=0)) > 20
 
 

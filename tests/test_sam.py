@@ -177,8 +177,8 @@ def test_prompts_that_cannot_be_meant(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"points_per_side": 0}, "points_per_side must be a positive integer, got 0"),
-        ({"batch": 2.5}, "batch must be a positive integer"),
+        ({"points_per_side": 0}, "points_per_side must be a whole number from 1 to 1024, got 0"),
+        ({"batch": 2.5}, "batch must be a whole number"),
         ({"smallest": 0.5, "largest": 0.2}, "0 <= smallest <= largest <= 1"),
         ({"smallest": float("nan")}, "smallest"),
     ],

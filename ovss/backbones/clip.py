@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -20,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ImageError
+from ..images import to_pixels
 from ..vocabulary import Vocabulary
 from .clip_blocks import (
     add_residuals,
@@ -30,7 +30,7 @@ from .clip_blocks import (
     softmax_map,
 )
 from .clip_text import TextEncoder
-from .devices import find_device, max_attention
+from .devices import max_attention
 
 if TYPE_CHECKING:
     from .clip_loading import Tokenize
@@ -97,13 +97,9 @@ class ClipBackbone:
             OvssError: there is no such device here.
         """
         from .clip_loading import load_clip  # open_clip takes seconds to import
+        from .loading import load_onto
 
-        place = find_device(device)
-        found = load_clip(source)
-        found.parts["model"].to(device=place, dtype=dtype)
-        return cls(
-            **found.parts, name=found.name, checkpoint=found.checkpoint, device=place, dtype=dtype
-        )
+        return cls(**load_onto(load_clip, source, device, dtype))
 
     @property
     def blocks(self) -> Sequence[Any]:
@@ -156,9 +152,7 @@ class ClipBackbone:
         """Resize and normalise an RGB image -> pixels [3, h, w], float32 on the CPU (bicubic)."""
         height, width = self.input_size(image, size)
         resized = image.resize((width, height), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255  # [3, h, w]
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (pixels - mean) / std
+        return to_pixels(resized, self.mean, self.std)
 
     def batches(
         self, images: Sequence[Image.Image], size: int
@@ -230,17 +224,8 @@ class ClipBackbone:
         return visual.ln_pre(torch.cat([first, patches], 1) + self.positions(grid))
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
-        """Resize the position embeddings to an (h, w) grid, bilinearly: [1+L, D].
-
-        `align_corners=False`, no antialiasing: as CLIPer's code does (open_clip: bicubic).
-        """
-        own = self.model.visual.positional_embedding  # [1 + g*g, D]
-        square = self.model.visual.grid_size
-        if tuple(square) == grid:
-            return own
-        table = rearrange(own[1:].float(), "(h w) d -> 1 d h w", h=square[0])  # [1, D, g, g]
-        table = F.interpolate(table, grid, mode="bilinear", align_corners=False)  # [1, D, h, w]
-        return torch.cat([own[:1], rearrange(table, "1 d h w -> (h w) d").to(own.dtype)])
+        """Resize the position embeddings to an (h, w) grid: [1+L, D], see `resize_positions`."""
+        return resize_positions(self.model.visual, grid)
 
     # ---- last block, in pieces
 
@@ -305,3 +290,17 @@ class ClipBackbone:
         mixed = F.scaled_dot_product_attention(query, key, value)  # [B, heads, 1, d]
         attended = merge_heads(self.blocks[-1].attn, mixed)  # [B, 1, D]
         return F.normalize(self.project(self.last_residual(first, attended))[:, 0], dim=-1)
+
+
+def resize_positions(visual: Any, grid: tuple[int, int]) -> Tensor:
+    """Resize a CLIP's position embeddings to an (h, w) grid, bilinearly: [1+L, D].
+
+    `align_corners=False`, no antialiasing: as CLIPer's code does (open_clip: bicubic).
+    """
+    own: Tensor = visual.positional_embedding  # [1 + g*g, D]
+    square = visual.grid_size
+    if tuple(square) == grid:
+        return own
+    table = rearrange(own[1:].float(), "(h w) d -> 1 d h w", h=square[0])  # [1, D, g, g]
+    table = F.interpolate(table, grid, mode="bilinear", align_corners=False)  # [1, D, h, w]
+    return torch.cat([own[:1], rearrange(table, "1 d h w -> (h w) d").to(own.dtype)])

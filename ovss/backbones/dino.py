@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from .devices import find_device
+from ..images import to_pixels
 
 
 @dataclass(eq=False)
@@ -53,13 +52,9 @@ class DinoBackbone:
             OvssError: there is no such device here.
         """
         from .dino_loading import load_dino  # transformers takes seconds to import
+        from .loading import load_onto
 
-        place = find_device(device)
-        found = load_dino(source)
-        found.parts["model"].to(device=place, dtype=dtype)
-        return cls(
-            **found.parts, name=found.name, checkpoint=found.checkpoint, device=place, dtype=dtype
-        )
+        return cls(**load_onto(load_dino, source, device, dtype))
 
     @property
     def patch(self) -> int:
@@ -75,9 +70,7 @@ class DinoBackbone:
         """Resize and normalise an RGB image: [3, h, w] on the CPU, rounded to whole patches."""
         sides = [max(1, round(side / self.patch)) * self.patch for side in (width, height)]
         resized = image.resize((sides[0], sides[1]), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255  # [3, h, w]
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (pixels - mean) / std
+        return to_pixels(resized, self.mean, self.std)
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:

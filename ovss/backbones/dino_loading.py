@@ -17,7 +17,6 @@ from .loading import (
 )
 from .registry import Kind
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, where nothing else is said
 SIZES = (
     "hidden_size",
     "num_attention_heads",
@@ -48,7 +47,7 @@ def load_dino(source: str | Path) -> Loaded:
         CheckpointError: something is missing, damaged, not to be had or of another architecture.
         UnknownNameError: no such checkpoint; the message lists the known ones.
     """
-    return load_folder(source, KINDS, (MEAN, STD), _model)
+    return load_folder(source, KINDS, _model)
 
 
 def _model(path: Path, weights: Path) -> Any:

@@ -24,12 +24,14 @@ from torch import nn
 
 from ..errors import CheckpointError, one_line
 from ..fetch import fetch
+from .devices import find_device
 from .registry import KINDS, Checkpoint, Kind, find, remedy
 from .tensor_files import Shapes, check_finite, read_shapes, read_tensors
 
 LONGEST, DEEPEST = 4 * 2**20, 64  # of a configuration: bytes, and brackets within brackets
 SPARE = 2**20  # parameters that a network may have beside those of its file
 CONFIG, WEIGHTS, PIXELS = "config.json", "model.safetensors", "preprocessor_config.json"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, where nothing else is said
 CACHE = "~/.cache/ovss/checkpoints"  # of files that lie on no hub
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -51,6 +53,28 @@ class Loaded:
     parts: Mapping[str, Any]
     name: str
     checkpoint: str
+
+
+def load_onto(
+    load: Callable[[str | Path], Loaded],
+    source: str | Path,
+    device: str | torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Load one network and move it: the fields of its backbone.
+
+    Args:
+        load: of the backbone's kind; its part "model" is moved, or that of its part "network".
+
+    Raises:
+        OvssError: there is no such device here; or what `load` raises.
+    """
+    place = find_device(device)
+    found = load(source)
+    model = found.parts["model"] if "model" in found.parts else found.parts["network"].model
+    model.to(device=place, dtype=dtype)
+    names = {"name": found.name, "checkpoint": found.checkpoint}
+    return {**found.parts, **names, "device": place, "dtype": dtype}
 
 
 # ---- downloads
@@ -120,14 +144,12 @@ def _is_commit(name: str) -> bool:
 def load_folder(
     source: str | Path,
     kinds: Sequence[Kind],
-    pixels: tuple[Pixels, Pixels],
     build: Callable[[Path, Path], Any],
 ) -> Loaded:
     """Load a vision network from a folder as transformers writes one, or from its hubs.
 
     Args:
         source: a lab zoo name, a folder, or a checkpoint of one of `kinds`.
-        pixels: their mean and deviation where the folder says nothing of them.
         build: makes the network from its configuration's path and its weights'.
 
     Returns:
@@ -149,7 +171,7 @@ def load_folder(
         check_published(found, weights, hashed)
     path = folder / PIXELS
     said = read_json(path) if path.is_file() else {}
-    mean, std = pixel_statistics(said, ("image_mean", "image_std"), pixels, path)
+    mean, std = pixel_statistics(said, ("image_mean", "image_std"), (MEAN, STD), path)
     model, settings = build(config, weights), settings_of(folder)
     parts = {"model": model, "mean": mean, "std": std, "settings": settings}
     return Loaded(parts, name, identity(name, hashed, origin))

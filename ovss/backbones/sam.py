@@ -7,18 +7,19 @@ the authors' `SamPredictor` and `SamAutomaticMaskGenerator`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from ..errors import OvssError
-from .devices import find_device
+from ..images import to_pixels
+from ..options import IMAGES, check_fields
 
 FOREGROUND, BACKGROUND = 1, 0  # labels of points
 
@@ -96,9 +97,16 @@ class AutomaticMasks:
     largest: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("points_per_side", "batch"):
-            if not (type(value := getattr(self, name)) is int and value > 0):
-                raise OvssError(f"{name} must be a positive integer, got {value!r}")
+        anything = (-math.inf, math.inf)
+        check_fields(
+            self,
+            points_per_side=(1, 1 << 10),
+            batch=IMAGES,
+            predicted_iou=anything,
+            stability=anything,
+            stability_offset=(0.0, math.inf),
+            box_nms=anything,
+        )
         if not 0 <= self.smallest <= self.largest <= 1:
             raise OvssError(
                 f"0 <= smallest <= largest <= 1 must hold, got {self.smallest}, {self.largest}"
@@ -139,14 +147,10 @@ class SamBackbone:
             CheckpointError, UnknownNameError: see `sam_loading.load_sam`.
             OvssError: there is no such device here.
         """
+        from .loading import load_onto
         from .sam_loading import load_sam  # transformers takes seconds to import
 
-        place = find_device(device)
-        found = load_sam(source)
-        found.parts["model"].to(device=place, dtype=dtype)
-        return cls(
-            **found.parts, name=found.name, checkpoint=found.checkpoint, device=place, dtype=dtype
-        )
+        return cls(**load_onto(load_sam, source, device, dtype))
 
     @property
     def size(self) -> int:
@@ -162,9 +166,8 @@ class SamBackbone:
         scale = self.size / max(image.size)
         width, height = (int(side * scale + 0.5) for side in image.size)
         resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255  # [3, h, w]
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        padded = F.pad((pixels - mean) / std, (0, self.size - width, 0, self.size - height))
+        pixels = to_pixels(resized, self.mean, self.std)  # [3, h, w]
+        padded = F.pad(pixels, (0, self.size - width, 0, self.size - height))
         return padded, (height, width)
 
     @torch.no_grad()

@@ -17,7 +17,6 @@ from .loading import (
     shapes_of,
 )
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, where nothing else is said
 SIZES = {
     "vision_config": (
         "hidden_size",
@@ -44,7 +43,6 @@ SIZES = {
         "iou_head_hidden_dim",
     ),
 }
-LAYERS = {"vision_config": "num_hidden_layers", "mask_decoder_config": "num_hidden_layers"}
 
 
 def load_sam(source: str | Path) -> Loaded:
@@ -57,7 +55,7 @@ def load_sam(source: str | Path) -> Loaded:
     Raises:
         CheckpointError, UnknownNameError: see `loading.load_folder`.
     """
-    return load_folder(source, ("sam",), (MEAN, STD), _model)
+    return load_folder(source, ("sam",), _model)
 
 
 def _model(path: Path, weights: Path) -> Any:
@@ -68,8 +66,7 @@ def _model(path: Path, weights: Path) -> Any:
     for name, sizes in SIZES.items():
         part = section(given, name, path)
         check_sizes(part, sizes, 2**20, path)
-        if name in LAYERS:
-            check_sizes(part, (LAYERS[name],), len(shapes_of(weights)), path)
+        check_sizes(part, ("num_hidden_layers",), len(shapes_of(weights)), path)
     library = needed("transformers")
     try:
         config = library.SamConfig.from_dict(given)

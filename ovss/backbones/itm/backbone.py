@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import ImageError, OvssError, UnknownNameError
-from ..devices import find_device
 from .capture import captured_attention
 from .networks import Network
 from .prompt import Prompt, tokenise
@@ -87,14 +86,10 @@ class ItmBackbone:
             CheckpointError, UnknownNameError: see `loading.load_itm`.
             OvssError: there is no such device here.
         """
+        from ..loading import load_onto
         from .loading import load_itm  # transformers takes seconds to import
 
-        place = find_device(device)
-        found = load_itm(source)
-        found.parts["network"].model.to(device=place, dtype=dtype)
-        return cls(
-            **found.parts, name=found.name, checkpoint=found.checkpoint, device=place, dtype=dtype
-        )
+        return cls(**load_onto(load_itm, source, device, dtype))
 
     @property
     def patch(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ovss.lab.captions import Habits
 from ovss.lab.scenes import Scene, World, render
+from ovss.training import curriculum
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)  # of the image towers
 
@@ -28,6 +30,17 @@ SIMPLE = World(
     habits=Habits(1.0, name_stuff=0.15, name_colour=0.25, stuff_only=0.02),
 )
 VARIED = World(things=(0.45, 0.3, 0.17, 0.08), size=(0.28, 0.85), habits=Habits(name_colour=0.4))
+
+
+@dataclass(frozen=True)
+class WorldStage(curriculum.Stage):
+    """Scenes of `worlds`, which take turns from step to step."""
+
+    worlds: tuple[World, ...] = (World(),)
+
+    def world(self, step: int) -> World:
+        """The world of a step within the stage."""
+        return self.worlds[step % len(self.worlds)]
 
 
 def draw_scenes(numbers: range, side: int, world: World) -> list[Scene]:

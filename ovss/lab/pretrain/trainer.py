@@ -22,6 +22,14 @@ from ovss.training.curriculum import Batches, Recipe, S
 from ovss.training.loop import Trainer, run
 
 Split = Literal["tune", "val"]
+VIT: dict[str, Any] = {  # the vision transformer of the networks that see pictures alone
+    "image_size": 128,
+    "patch_size": 8,
+    "hidden_size": 128,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+}
 DIARY = "tried.md"  # written by hand; stays when a model is trained anew
 
 

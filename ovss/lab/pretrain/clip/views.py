@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from einops import rearrange, reduce
 from torch import Tensor, cat, nn
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import avg_pool2d
 
+from ovss.backbones.clip import resize_positions
 from ovss.training.losses import symmetric_cross_entropy
 
 View = Literal["class", "local", "mosaic"]
@@ -55,15 +56,10 @@ class Views(nn.Module):
         as they are when it is segmented."""
         visual = self.visual
         patches = visual.conv1(pixels)  # [B, D, h, w]
-        table = visual.positional_embedding  # [1 + g * g, D]
-        if patches.shape[2:] != visual.grid_size:
-            square = rearrange(table[1:], "(h w) d -> 1 d h w", h=visual.grid_size[0])
-            size = (patches.shape[2], patches.shape[3])
-            stretched = interpolate(square, size, mode="bilinear", align_corners=False)
-            table = cat([table[:1], rearrange(stretched, "1 d h w -> (h w) d")])
+        positions = resize_positions(visual, (patches.shape[2], patches.shape[3]))  # [1 + L, D]
         first = visual.class_embedding.to(patches.dtype).expand(len(pixels), 1, -1)
         tokens = cat([first, rearrange(patches, "b d h w -> b (h w) d")], 1)
-        embedded: Tensor = visual.ln_pre(visual.patch_dropout(tokens + table.to(tokens.dtype)))
+        embedded: Tensor = visual.ln_pre(visual.patch_dropout(tokens + positions.to(tokens.dtype)))
         return embedded
 
     def _class(self, tokens: Tensor) -> Tensor:

@@ -8,23 +8,17 @@ from typing import Any, Literal
 from einops import rearrange
 
 from ovss.lab.disguise import Disguise
-from ovss.lab.pretrain.batches import PLAIN, SIMPLE, VARIED, stack_pixels
-from ovss.lab.pretrain.trainer import LabRecipe
-from ovss.lab.scenes import MOTLEY, World, film
-from ovss.training import curriculum
+from ovss.lab.pretrain.batches import PLAIN, SIMPLE, VARIED, WorldStage, stack_pixels
+from ovss.lab.pretrain.trainer import VIT, LabRecipe
+from ovss.lab.scenes import MOTLEY, film
 from ovss.training.curriculum import Batch, Position
 from ovss.training.optim import cosine
 
-PATCH = 8  # pixels
 MODEL: dict[str, Any] = {
-    "image_size": 128,
-    "patch_size": PATCH,
-    "hidden_size": 128,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "intermediate_size": 512,
+    **VIT,
     "attn_implementation": "eager",  # on a CPU the fused kernel's backward pass is slower
 }
+PATCH: int = VIT["patch_size"]  # pixels
 FEW_COLOURS = Disguise(motley=0.3, textured=0.1, camouflage=0.2)
 LONE = replace(PLAIN, pan=1.0)
 COUPLE = replace(SIMPLE, pan=0.6, disguise=FEW_COLOURS)
@@ -33,7 +27,7 @@ MASKED = replace(LIVELY, disguise=MOTLEY.disguise)
 
 
 @dataclass(frozen=True)
-class Stage(curriculum.Stage):
+class Stage(WorldStage):
     """Films of `worlds`, by turns; an image of the curriculum is a film.
 
     Attributes:
@@ -43,17 +37,16 @@ class Stage(curriculum.Stage):
         crops: of each frame.
         mosaic: four frames of different films are put together to one image instead of being
             cropped; each quarter has the class token's place in the losses.
-        distil: weight of DINO's and iBOT's losses; 0: no patch is hidden either. The prototypes of
-            an untrained teacher sort by what the other frames cannot tell.
+        distil: DINO's, iBOT's and KoLeo's losses join in; else no patch is hidden either. The
+            prototypes of an untrained teacher sort by what the other frames cannot tell.
     """
 
-    worlds: tuple[World, ...] = (World(),)
     frames: int = 6
     frame: int = 64
     side: int = 64
     crops: int = 2
     mosaic: bool = False
-    distil: float = 0.0
+    distil: bool = False
 
     def __post_init__(self) -> None:
         if self.mosaic and (self.distil or self.crops > 1 or self.batch % 4):
@@ -91,8 +84,8 @@ class Recipe(LabRecipe[Stage]):
         Stage(24_000, 16, (LONE,), side=48),
         Stage(16_000, 16, (COUPLE,)),
         Stage(16_000, 16, (LONE, COUPLE), crops=1, mosaic=True),
-        Stage(24_000, 16, (LIVELY, MASKED), distil=1.0),
-        Stage(4_000, 8, (LIVELY, MASKED), 4, 128, 128, distil=1.0),
+        Stage(24_000, 16, (LIVELY, MASKED), distil=True),
+        Stage(4_000, 8, (LIVELY, MASKED), 4, 128, 128, distil=True),
     )
 
     def teacher_momentum(self, step: int) -> float:
@@ -103,7 +96,7 @@ class Recipe(LabRecipe[Stage]):
 def make_batch(position: Position[Stage]) -> Batch:
     """Fresh films: pixels [B, V, 3, S, S] uint8."""
     stage = position.stage
-    world = stage.worlds[position.step % len(stage.worlds)]
+    world = stage.world(position.step)
     films = [film("pretrain", n, stage.frame, [world] * stage.frames) for n in position.images]
     pixels = stack_pixels([frame.image for frames in films for frame in frames])
     return (rearrange(pixels, "(b v) c h w -> b v c h w", v=stage.frames),)

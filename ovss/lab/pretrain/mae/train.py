@@ -20,24 +20,24 @@ from ovss.backbones.dino import DinoBackbone
 from ovss.lab.pretrain.batches import (
     SIMPLE,
     VARIED,
+    WorldStage,
     draw_scenes,
     normalise,
     stack_pixels,
 )
 from ovss.lab.pretrain.dino.measure import OVER_COLOURS, measure
-from ovss.lab.pretrain.trainer import LabRecipe, Split, ZooTrainer, write_vit, write_weights
-from ovss.lab.scenes import MOTLEY, World
-from ovss.training import curriculum
+from ovss.lab.pretrain.trainer import (
+    VIT,
+    LabRecipe,
+    Split,
+    ZooTrainer,
+    write_vit,
+    write_weights,
+)
+from ovss.lab.scenes import MOTLEY
 from ovss.training.curriculum import Batch, Batches, Position
 
-ENCODER: dict[str, Any] = {
-    "image_size": 128,
-    "patch_size": 8,
-    "hidden_size": 128,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "intermediate_size": 512,
-}
+ENCODER = VIT
 DECODER: dict[str, Any] = {
     "decoder_hidden_size": 64,
     "decoder_num_hidden_layers": 2,
@@ -48,14 +48,7 @@ DECODER: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Stage(curriculum.Stage):
-    """Scenes of `worlds`, by turns."""
-
-    worlds: tuple[World, ...] = (World(),)
-
-
-@dataclass(frozen=True)
-class Recipe(LabRecipe[Stage]):
+class Recipe(LabRecipe[WorldStage]):
     """How the MAE is trained; the decay and the betas are the paper's.
 
     Attributes:
@@ -68,9 +61,9 @@ class Recipe(LabRecipe[Stage]):
     beta2: float = 0.95
     evaluate_every: int = 40_000
     dtype: Literal["float32", "bfloat16"] = "float32"
-    stages: tuple[Stage, ...] = (
-        Stage(32_000, 64, (SIMPLE, replace(SIMPLE, disguise=MOTLEY.disguise))),
-        Stage(128_000, 64, (VARIED, replace(VARIED, disguise=MOTLEY.disguise))),
+    stages: tuple[WorldStage, ...] = (
+        WorldStage(32_000, 64, (SIMPLE, replace(SIMPLE, disguise=MOTLEY.disguise))),
+        WorldStage(128_000, 64, (VARIED, replace(VARIED, disguise=MOTLEY.disguise))),
     )
 
 
@@ -132,9 +125,8 @@ def load_whole(folder: Path, device: str | torch.device = "cpu") -> Any:
     return model.eval().to(device)
 
 
-def make_batch(position: Position[Stage]) -> Batch:
+def make_batch(position: Position[WorldStage]) -> Batch:
     """Fresh scenes: pixels [B, 3, S, S] uint8."""
-    worlds = position.stage.worlds
-    world = worlds[position.step % len(worlds)]
+    world = position.stage.world(position.step)
     scenes = draw_scenes(position.images, ENCODER["image_size"], world)
     return (stack_pixels([scene.image for scene in scenes]),)

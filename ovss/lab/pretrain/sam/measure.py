@@ -16,6 +16,7 @@ from ovss.datasets import open_dataset
 from ovss.evaluation.counting import draw
 from ovss.lab.pretrain.attention_in_mask import instances
 from ovss.lab.pretrain.sam.losses import mask_iou
+from ovss.lab.pretrain.sam.recipe import inner_points
 
 Split = Literal["tune", "val"]
 VISIBLE = 64  # pixels that show of a thing which is clicked at
@@ -56,20 +57,15 @@ def centre(mask: NDArray[Any]) -> tuple[int, int]:
     return int(x), int(y)
 
 
-def inner_points(mask: NDArray[Any], count: int, seed: int = 0) -> NDArray[np.float32]:
-    """Draw pixels (x, y) of a mask [count, 2]."""
-    rng = np.random.default_rng(seed)
-    y, x = np.divmod(rng.choice(np.flatnonzero(mask), count), mask.shape[1])
-    return np.stack([x, y], 1).astype(np.float32)
-
-
 def _clicks(
     backbone: SamBackbone, image: Image.Image, masks: list[NDArray[Any]]
 ) -> NDArray[np.float64]:
     embedded = backbone.embed(image)
     truth = torch.from_numpy(np.stack(masks))  # [T, H, W]
     one = torch.tensor([[centre(mask)] for mask in masks]).float()
-    five = torch.from_numpy(np.stack([inner_points(mask, FIVE) for mask in masks]))
+    five = torch.from_numpy(
+        np.stack([inner_points(mask, FIVE, np.random.default_rng(0)) for mask in masks])
+    )
     found, more = backbone.predict(embedded, one), backbone.predict(embedded, five)
     ious = mask_iou(found.logits.cpu() > 0, truth[:, None])  # [T, 3]
     columns = [_surest(found, truth), ious.max(1).values, _surest(more, truth)]

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ovss.lab.pretrain.batches import VARIED, draw_scenes, stack_pixels
+from ovss.lab.pretrain.batches import VARIED, WorldStage, draw_scenes, stack_pixels
 from ovss.lab.pretrain.trainer import LabRecipe
-from ovss.lab.scenes import MOTLEY, THIN, THING_NAMES, Scene, World
-from ovss.training import curriculum
+from ovss.lab.scenes import MOTLEY, THIN, THING_NAMES, Scene
 from ovss.training.curriculum import Batch, Position
 
 SIDE = 128  # pixels
@@ -53,14 +52,7 @@ class Prompt(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stage(curriculum.Stage):
-    """Scenes of `worlds`, by turns."""
-
-    worlds: tuple[World, ...] = (World(),)
-
-
-@dataclass(frozen=True)
-class Recipe(LabRecipe[Stage]):
+class Recipe(LabRecipe[WorldStage]):
     """Prompts, and the weights of the losses, which are the paper's.
 
     Attributes:
@@ -79,17 +71,16 @@ class Recipe(LabRecipe[Stage]):
     evaluate_every: int = 20_000
     curve_scenes: int = 60
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    stages: tuple[Stage, ...] = (
-        Stage(28_000, 16, (VARIED,)),
-        Stage(92_000, 16, (VARIED, GAUDY, replace(THIN, disguise=MOTLEY.disguise))),
+    stages: tuple[WorldStage, ...] = (
+        WorldStage(28_000, 16, (VARIED,)),
+        WorldStage(92_000, 16, (VARIED, GAUDY, replace(THIN, disguise=MOTLEY.disguise))),
     )
 
 
-def make_batch(recipe: Recipe, position: Position[Stage]) -> Batch:
+def make_batch(recipe: Recipe, position: Position[WorldStage]) -> Batch:
     """Fresh scenes and prompts: pixels [B, 3, S, S] uint8, points [B, P, N, 2], targets
     [B, P, s, s] booleans."""
-    worlds = position.stage.worlds
-    scenes = draw_scenes(position.images, SIDE, worlds[position.step % len(worlds)])
+    scenes = draw_scenes(position.images, SIDE, position.stage.world(position.step))
     rng = Random(f"points/{position.images.start}")
     count = 1 if rng.random() < recipe.one_point else rng.randint(2, MOST_POINTS)
     points, targets = [], []
@@ -112,9 +103,17 @@ def prompt(scene: Scene, meant: tuple[float, float, float], rng: np.random.Gener
         if len(large):
             break
     mask = maps[kind] == rng.choice(large)
-    y, x = np.divmod(rng.choice(np.flatnonzero(mask), MOST_POINTS), len(mask))
+    points = inner_points(mask, MOST_POINTS, rng)
     share = mask.reshape(LOW, len(mask) // LOW, LOW, -1).mean((1, 3))
-    return Prompt(np.stack([x, y], 1).astype(np.float32), share >= 0.5)
+    return Prompt(points, share >= 0.5)
+
+
+def inner_points(
+    mask: NDArray[np.bool_], count: int, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Draw pixels (x, y) of a mask [count, 2]."""
+    y, x = np.divmod(rng.choice(np.flatnonzero(mask), count), mask.shape[1])
+    return np.stack([x, y], 1).astype(np.float32)
 
 
 def _grounds(scene: Scene) -> NDArray[np.uint8]:
