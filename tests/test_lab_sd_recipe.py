@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import Attention
 
 from ovss.backbones.diffusion import DiffusionBackbone
 from ovss.errors import OvssError
+from ovss.lab.pretrain.sd import attention as attention_file
 from ovss.lab.pretrain.sd import model as sd_model
 from ovss.lab.pretrain.sd import train as recipe_file
 from ovss.lab.pretrain.sd.attention import attending, context, supervised
@@ -85,17 +86,23 @@ def test_the_noise_is_told_from_the_latent(tokenizer: object) -> None:
         torch.nn.init.zeros_(parameter)
     modules = supervised(model.denoiser["unet"])
     before = [module.processor for module in modules]
-    loss = model.noise_loss(pixels, tokens)
+    loss = model.noise_loss(pixels, tokens, 1.0)
     assert 0.9 < float(loss.detach()) < 2.5, "the noise, and at most the latents' variance"
     loss.backward()
     assert [module.processor for module in modules] == before
     assert all(p.grad is None for p in model.vae.parameters()), "the autoencoder is finished"
     assert all(p.grad is None for p in model.average.parameters())
     assert all(module.to_q.weight.grad.abs().sum() > 0 for module in modules)
+    torch.manual_seed(0)
+    alone = float(model.noise_loss(pixels, tokens, 0.0).detach())
+    assert alone < float(loss.detach()), "the auxiliary loss can be left out"
 
 
-def test_attention_that_keeps_to_its_half_tells_the_latent() -> None:
+def test_attention_that_keeps_to_its_half_tells_the_latent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Two flat halves: told without error where attention keeps to the half, else by chance."""
+    monkeypatch.setattr(attention_file, "ASKED", 16 * 16)
     latents = torch.ones(1, 1, 16, 16)
     latents[..., 8:, :] = -1
     attention = Attention(2, heads=1, dim_head=2, bias=False, out_bias=False)
@@ -104,13 +111,31 @@ def test_attention_that_keeps_to_its_half_tells_the_latent() -> None:
     for sharpness in (0.0, 30.0):
         attention.to_q.weight.data = sharpness * torch.eye(2)
         attention.to_k.weight.data = torch.eye(2)
+        alone = attention(half)
         with attending([attention], latents, torch.ones(1)) as errors:
-            attention(half)
+            torch.testing.assert_close(attention(half), alone)
         target = context(latents)
         raw = (target[..., 0] - target[..., 0].mean()).square().mean()
         found.append(float(errors[0].detach()) / float(raw))
     assert found[0] > 1, "the mean of the others leans to the other half"
     assert found[1] < 0.25, "what is left are the means across the border"
+
+
+def test_a_few_positions_speak_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of those drawn is that of all positions, on average."""
+    torch.manual_seed(0)
+    latents, seen = torch.randn(2, 3, 16, 16), torch.randn(2, 256, 4)
+    attention = Attention(4, heads=2, dim_head=2, bias=False, out_bias=False)
+
+    def error() -> float:
+        with attending([attention], latents, torch.tensor([1.0, 0.5])) as errors:
+            attention(seen)
+        return float(errors[0].detach())
+
+    few = [error() for _ in range(100)]
+    monkeypatch.setattr(attention_file, "ASKED", 256)
+    assert error() == pytest.approx(error()) == pytest.approx(sum(few) / len(few), rel=0.01)
+    assert max(few) > 1.01 * min(few), "drawn anew each time"
 
 
 def test_the_latents_have_variance_one_and_the_average_moves(tokenizer: object) -> None:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-SURROUNDINGS = (1, 3, 7)  # positions along a side
+SURROUNDINGS = (1, 3, 7, 15)  # positions along a side
+ASKED = 64  # positions of an image that are told from the others, drawn anew at each step
 
 
 def supervised(unet: Any) -> list[Any]:
@@ -27,7 +28,7 @@ def supervised(unet: Any) -> list[Any]:
 
 
 def context(latents: Tensor) -> Tensor:
-    """Clean latents [B, C, h, w] and their local means -> [B, L, 3C], variance one."""
+    """Clean latents [B, C, h, w] and their local means -> [B, L, 4C], variance one."""
     means = [
         F.avg_pool2d(latents, side, 1, side // 2, count_include_pad=False) for side in SURROUNDINGS
     ]
@@ -42,7 +43,7 @@ def attending(modules: Sequence[Any], latents: Tensor, weight: Tensor) -> Iterat
     Args:
         weight: of each image [B].
     """
-    target = context(latents)[:, None]  # [B, 1, L, 3C]
+    target = context(latents)[:, None]  # [B, 1, L, 4C]
     errors: list[Tensor] = []
     before = [module.processor for module in modules]
     try:
@@ -66,13 +67,16 @@ class _Asked:
             rearrange(project(hidden_states), "b l (h d) -> b h l d", h=attn.heads)
             for project in (attn.to_q, attn.to_k, attn.to_v)
         )
-        logits = attn.scale * query @ key.mT  # [B, heads, L, L]
-        itself = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        length = query.shape[2]
+        asked = torch.randperm(length, device=query.device)[:ASKED]  # [A]
+        itself = asked[:, None] == torch.arange(length, device=query.device)  # [A, L]
+        logits = attn.scale * query[:, :, asked] @ key.mT  # [B, heads, A, L]
         others = logits.masked_fill(itself, float("-inf")).softmax(-1)
-        told = others @ self.target.to(others)  # [B, heads, L, C]
-        error = (told.float() - self.target).square().mean((1, 2, 3))
+        told = others @ self.target.to(others)  # [B, heads, A, C]
+        error = (told.float() - self.target[:, :, asked]).square().mean((1, 2, 3))  # [B]
         self.errors.append((self.weight * error).mean())
-        mixed = rearrange(logits.softmax(-1) @ value, "b h l d -> b l (h d)")
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
+        mixed = rearrange(mixed, "b h l d -> b l (h d)")  # [B, L, D]
         for module in attn.to_out:
             mixed = module(mixed)
         return mixed

@@ -40,15 +40,17 @@ class Recipe(LabRecipe[Stage]):
     """First the autoencoder, then the U-Net.
 
     Attributes:
+        attend: weight of the auxiliary loss of the finest self-attention (see `attention`).
         average: momentum of the U-Net's moving average, whose weights are kept.
         unprompted: ratio of captions left out: the empty prompt is learnt too.
     """
 
     weight_decay: float = 0.01
     beta2: float = 0.99
+    attend: float = 1.0
     average: float = 0.999
     unprompted: float = 0.2
-    evaluate_every: int = 4_096
+    evaluate_every: int = 32_768
     curve_scenes: int = 60
     stages: tuple[Stage, ...] = (
         Stage(12_288, 32, "image", 64, 1e-3),

@@ -56,9 +56,9 @@ class Latent(nn.Module):
         error = self.vae.decode(posterior.sample()).sample - pixels  # [B, 3, S, S]
         return (error.abs().sum() + KL * posterior.kl().sum()) / pixels.numel()
 
-    def noise_loss(self, pixels: Tensor, tokens: Tensor) -> Tensor:
+    def noise_loss(self, pixels: Tensor, tokens: Tensor, attend: float) -> Tensor:
         """Squared error of the noise predicted in the latents of [B, 3, S, S] at random times, and
-        the auxiliary loss of the finest self-attention (see `attention`)."""
+        `attend` times the auxiliary loss of the finest self-attention (see `attention`)."""
         latents = self.latents(pixels)  # [B, 4, h, w]
         times = self.scheduler.config.num_train_timesteps
         time = torch.randint(times, (len(latents),), device=latents.device)
@@ -67,9 +67,10 @@ class Latent(nn.Module):
         words = self.denoiser["text"](tokens).last_hidden_state  # [B, T, C]
         unet = self.denoiser["unet"]
         signal = self.scheduler.alphas_cumprod.to(latents)[time]  # [B]: noise alone asks little
-        with attending(supervised(unet), latents, signal) as errors:
+        with attending(supervised(unet) if attend else [], latents, signal) as errors:
             predicted = unet(noisy, time, encoder_hidden_states=words).sample
-        return F.mse_loss(predicted.float(), noise) + torch.stack(errors).mean()
+        loss = F.mse_loss(predicted.float(), noise)
+        return loss + attend * torch.stack(errors).mean() if attend else loss
 
     @torch.no_grad()
     def latents(self, pixels: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ class SdTrainer(ZooTrainer[Recipe]):
         with self.precision():
             if self.recipe.at(self.done).stage.learns == "image":
                 return self.model.image_loss(images)
-            return self.model.noise_loss(images, tokens)
+            return self.model.noise_loss(images, tokens, self.recipe.attend)
 
     def after_step(self) -> None:
         """Update the moving average of the denoiser, in longer steps at the beginning."""
