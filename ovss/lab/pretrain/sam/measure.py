@@ -30,15 +30,17 @@ def measure(backbone: SamBackbone, split: Split, limit: int | None = None) -> di
     "best_of_three": with the best of the three masks; "five": as "click", with five points drawn
     inside; "click_motley": "click" in the motley world.
     """
-    plain = clicks(backbone, split, limit)
-    motley = clicks(backbone, f"{split}-motley", limit)
+    plain = np.concatenate(clicks(backbone, split, limit))
+    motley = np.concatenate(clicks(backbone, f"{split}-motley", limit))
     found = dict(zip(("click", "best_of_three", "five"), plain.mean(0), strict=True))
     found["click_motley"] = motley[:, 0].mean()
     return {name: 100 * float(value) for name, value in found.items()}
 
 
-def clicks(backbone: SamBackbone, split: str, limit: int | None = None) -> NDArray[np.float64]:
-    """Of each thing of a split, the IoUs that `measure` averages: [things, 3]."""
+def clicks(
+    backbone: SamBackbone, split: str, limit: int | None = None
+) -> list[NDArray[np.float64]]:
+    """For each image with things, the IoUs of these that `measure` averages: [things, 3]."""
     data = open_dataset("lab-20", split=split)
     rows = []
     for i in draw(len(data), limit, 0):
@@ -47,7 +49,7 @@ def clicks(backbone: SamBackbone, split: str, limit: int | None = None) -> NDArr
         masks = [mask for mask in masks if mask.sum() >= VISIBLE]
         if masks:
             rows.append(_clicks(backbone, data[i].image, masks))
-    return np.concatenate(rows)
+    return rows
 
 
 def centre(mask: NDArray[Any]) -> tuple[int, int]:
