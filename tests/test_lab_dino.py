@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import ViTConfig
 
 from ovss import paths
 from ovss.backbones.dino import DinoBackbone
@@ -21,19 +22,19 @@ from ovss.lab.pretrain.batches import MEAN
 from ovss.lab.pretrain.clusters import Grouping, colour_grid, judge_clusters, kmeans
 from ovss.lab.pretrain.dino import measure as measure_file
 from ovss.lab.pretrain.dino import train as recipe_file
-from ovss.lab.pretrain.dino.crops import block_mask, crops, hidden_counts, jitter
-from ovss.lab.pretrain.dino.distil import (
-    CONTRAST_TEMPERATURE,
-    Pair,
-    class_loss,
+from ovss.lab.pretrain.dino.contrast import (
+    TEMPERATURE,
+    Encoder,
     contrast_loss,
-    cross_entropy,
-    koleo,
-    others,
-    sinkhorn_knopp,
+    draw,
+    matched_similarity,
+    similarity,
+    take,
+    waves,
 )
+from ovss.lab.pretrain.dino.crops import crops, jitter
 from ovss.lab.pretrain.dino.measure import neighbours
-from ovss.lab.pretrain.dino.recipe import MODEL, Recipe, Stage
+from ovss.lab.pretrain.dino.recipe import LONE, MODEL, STILL, Recipe, Stage
 from ovss.lab.pretrain.dino.train import DinoTrainer
 from ovss.lab.pretrain.probe import class_ious, fit_ridge
 from ovss.lab.scenes import World
@@ -41,12 +42,11 @@ from resuming import assert_same_weights, kill
 
 TINY = Recipe(
     stages=(
-        Stage(4, 4, frames=2, side=48),
-        Stage(4, 4, frames=3, crops=1, mosaic=True),
-        Stage(8, 4, (World(pan=1.0),), frames=2, distil=True),
+        Stage(4, 4, (LONE,), frames=2, side=48),
+        Stage(12, 4, (World(pan=1.0), World()), frames=3, seen=0.5),
     ),
     warmup=0,
-    prototypes=16,
+    asked=4,
     evaluate_every=8,
     curve_scenes=2,
     card_scenes=2,
@@ -97,156 +97,125 @@ def test_jitter_keeps_the_range_and_the_picture() -> None:
     torch.testing.assert_close(jitter(pixels, 0.0), pixels)
 
 
-def test_block_masks_hide_as_many_as_asked_in_few_pieces() -> None:
-    torch.manual_seed(3)
-    hidden = torch.arange(40, 80)
-    masked = block_mask(hidden, 16)
-    assert torch.equal(masked.sum(1), hidden)
-    maps = masked.reshape(40, 16, 16)
-    alike = (maps[:, 1:] == maps[:, :-1]).float().mean()
-    assert alike > 0.8, "neighbours of random masks agree for about 0.65 of all pairs"
+# ---- the encoder
 
 
-def test_hidden_counts_always_have_the_same_sum() -> None:
-    torch.manual_seed(4)
-    counts = hidden_counts(20, 64, (0.1, 0.5), 0.5)
-    assert (counts == 0).sum() == 10
-    assert counts.max() == 32 and counts[counts > 0].min() == 6
-    assert counts.sum() == hidden_counts(20, 64, (0.1, 0.5), 0.5).sum()
+def encoder_of(**changes: int) -> Encoder:
+    """A small one."""
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return Encoder(ViTConfig(**{**MODEL, **small, "intermediate_size": 32, **changes}))
+
+
+def test_the_encoder_reads_a_whole_image_as_the_library_does() -> None:
+    torch.manual_seed(0)
+    encoder, pixels = encoder_of().eval(), torch.randn(2, 3, 128, 128)
+    expected = encoder.vit(pixels).last_hidden_state
+    torch.testing.assert_close(encoder(pixels, torch.zeros(2, 2, dtype=torch.long)), expected)
+
+
+def test_a_crop_gets_the_positions_of_its_window() -> None:
+    encoder = encoder_of()
+    encoder.vit.layers, encoder.vit.layernorm = torch.nn.ModuleList(), torch.nn.Identity()
+    encoder.vit.embeddings.patch_embeddings.projection.weight.data.zero_()
+    positions = encoder.vit.embeddings.position_embeddings[0, 1:].view(16, 16, -1)
+    corner = torch.tensor([[0, 0], [10, 3]])
+    found = encoder(torch.randn(2, 3, 48, 48), corner)[:, 1:].unflatten(1, (6, 6))
+    torch.testing.assert_close(found[0], positions[:6, :6])
+    torch.testing.assert_close(found[1], positions[10:16, 3:9])
+    seen = torch.tensor([[35, 0], [1, 6]])
+    few = encoder(torch.randn(2, 3, 48, 48), corner, seen)[:, 1:]
+    torch.testing.assert_close(few[0], torch.stack([positions[5, 5], positions[0, 0]]))
+    torch.testing.assert_close(few[1], torch.stack([positions[10, 4], positions[11, 3]]))
+
+
+def test_neighbours_have_like_positions() -> None:
+    found = torch.nn.functional.normalize(waves(16, 64), dim=-1).view(16, 16, -1)
+    cosines = found[8] @ found[8].T  # of a row's places
+    assert (cosines[8, 8:].diff()[:4] < 0).all() and 0.9 < cosines[8, 9] < 1
+    torch.testing.assert_close(waves(16, 64)[0, :32], waves(16, 64)[15, :32])  # the same row
+
+
+def test_indices_are_drawn_without_repetition() -> None:
+    torch.manual_seed(1)
+    found = draw(50, 9, 4)
+    assert found.shape == (50, 4) and all(len(set(row.tolist())) == 4 for row in found)
+    tokens = torch.arange(50 * 9.0).view(50, 9, 1)
+    torch.testing.assert_close(take(tokens, found)[7, :, 0], found[7] + 63.0)
 
 
 # ---- losses
 
 
-def test_cross_entropy_by_hand() -> None:
-    wanted = torch.tensor([[0.25, 0.75]])
-    logits = torch.tensor([[0.1, 0.2]])  # of cosines: the temperature is 0.1
-    first, second = math.exp(1) / (math.exp(1) + math.exp(2)), 1 / (1 + math.exp(-1))
-    expected = -(0.25 * math.log(first) + 0.75 * math.log(second))
-    assert float(cross_entropy(wanted, logits)) == pytest.approx(expected, rel=1e-5)
-
-
-FILM = torch.tensor([0, 0, 1, 1, 0, 0, 1, 1])  # two films of two frames, two crops of each
-FRAME = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
-
-
-def test_others_are_other_frames_of_the_same_film() -> None:
-    found = others(FILM, FRAME)
-    assert found[0].nonzero()[:, 0].tolist() == [1, 5]
-    assert found[6].nonzero()[:, 0].tolist() == [3, 7]
-
-
-def test_class_loss_compares_each_view_with_the_other_frames() -> None:
-    torch.manual_seed(4)
-    wanted, logits = torch.rand(8, 5).softmax(-1), torch.rand(8, 5)
-    pairs = [(i, j) for i in range(8) for j in range(8) if others(FILM, FRAME)[i, j]]
-    expected = torch.stack([cross_entropy(wanted[j], logits[i]) for i, j in pairs]).mean()
-    torch.testing.assert_close(class_loss(wanted, logits, FILM, FRAME), expected)
+FILM = torch.tensor([0, 0, 1, 1])  # two films of two frames
 
 
 def test_contrast_by_hand() -> None:
-    units = torch.eye(2)[FILM]
-    # Of six views in other frames two are right, with a logit of 1 / T, and four have 0.
-    right = 1 / CONTRAST_TEMPERATURE
-    expected = math.log(2 * math.exp(right) + 4) - right
-    assert float(contrast_loss(units, FILM, FRAME)) == pytest.approx(expected, rel=1e-5)
-    confused = torch.eye(2)[FRAME % 2]
-    assert float(contrast_loss(confused, FILM, FRAME)) > expected + 1
+    # Of three other frames one is right, with a logit of 1 / T, and two have 0.
+    right = 1 / TEMPERATURE
+    expected = math.log(math.exp(right) + 2) - right
+    found = contrast_loss(similarity(torch.eye(2)[FILM]), FILM)
+    assert float(found) == pytest.approx(expected, rel=1e-4)
+    confused = contrast_loss(similarity(torch.eye(2)[[0, 1, 0, 1]]), FILM)
+    assert float(confused) > expected + 1
 
 
-def test_contrast_does_not_look_at_the_views_own_frame() -> None:
-    """Views that only agree with the other crop of their frame are as bad as any."""
-    units = torch.eye(4)[FRAME].requires_grad_()
-    found = contrast_loss(units, FILM, FRAME)
-    assert float(found.detach()) == pytest.approx(math.log(6), rel=1e-5)
+def test_several_right_answers_count_alike() -> None:
+    film = torch.tensor([0, 0, 0, 1, 1, 1])
+    torch.manual_seed(2)
+    units = torch.nn.functional.normalize(torch.randn(6, 4), dim=-1)
+    total = 0.0
+    for i in range(6):
+        logits = {j: float(units[i] @ units[j]) / TEMPERATURE for j in range(6) if j != i}
+        whole = math.log(sum(math.exp(v) for v in logits.values()))
+        total += sum(whole - logits[j] for j in logits if film[j] == film[i]) / 2
+    assert float(contrast_loss(similarity(units), film)) == pytest.approx(total / 6, rel=1e-5)
+
+
+def test_a_frame_is_not_compared_with_itself() -> None:
+    alike = torch.zeros(4, 4).requires_grad_()
+    found = contrast_loss(alike, FILM)
+    assert float(found.detach()) == pytest.approx(math.log(3), rel=1e-5)
     found.backward()
-    assert units.grad is not None and torch.isfinite(units.grad).all()
-    assert float(units.grad[0, 0]) == 0, "no pull towards its own frame, no push away from it"
+    assert alike.grad is not None and torch.isfinite(alike.grad).all()
+    assert (alike.grad.diagonal() == 0).all()
 
 
-def test_a_mosaic_holds_frames_of_four_films(narrow: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each quarter's patches are averaged and told which film they came from."""
-    trainer = DinoTrainer(TINY)
-    films, frames, side = 8, 3, 16
-    pixels = torch.arange(films).repeat_interleave(frames)[:, None, None, None].float()
-    pixels = pixels.expand(-1, 3, side, side)
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def read(_: object, mosaics: torch.Tensor) -> torch.Tensor:
-        assert mosaics.shape == (films * frames // 4, 3, 2 * side, 2 * side)
-        patches = torch.nn.functional.avg_pool2d(mosaics, 8).flatten(2).mT  # [n, L, 3]
-        return torch.cat([patches[:, :1], patches], 1)
-
-    def judge(units: torch.Tensor, film: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        seen.append((units, film))
-        return units.sum()
-
-    monkeypatch.setattr(trainer, "_tokens", read)
-    monkeypatch.setattr(trainer.model, "projector", torch.nn.Identity())
-    monkeypatch.setattr(recipe_file, "contrast_loss", judge)
-    trainer._mosaic_loss(pixels, frames)
-    ((units, film),) = seen
-    torch.testing.assert_close(units[:, 0], film.float())
-    assert torch.equal(film.bincount(), torch.full((films,), frames))
-
-
-@pytest.mark.parametrize("changes", [{"batch": 6}, {"crops": 2}, {"distil": True}])
-def test_mosaics_that_cannot_be(changes: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="a mosaic takes a crop of four films"):
-        Stage(**{"images": 8, "batch": 4, "crops": 1, "mosaic": True, **changes})
-
-
-def test_sinkhorn_knopp_uses_all_prototypes_alike() -> None:
-    torch.manual_seed(5)
-    logits = torch.rand(64, 8) + torch.arange(8) * 0.3  # the last prototypes are nearest to all
-    found = sinkhorn_knopp(logits, 0.5, rounds=50)
-    torch.testing.assert_close(found.sum(1), torch.ones(64))
-    torch.testing.assert_close(found.sum(0), torch.full((8,), 8.0), rtol=1e-3, atol=0)
-    plain = (logits / 0.5).softmax(1)
-    assert plain.sum(0).max() > 20
-    ratio = (found / plain).log()  # rows and columns are scaled, nothing else
-    torch.testing.assert_close(
-        ratio - ratio.mean(1, keepdim=True) - ratio.mean(0) + ratio.mean(),
-        torch.zeros(64, 8),
-        atol=1e-4,
-        rtol=0,
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_matched_similarity_by_plain_loops(share: float) -> None:
+    """Equal to the double loop, and its gradient too."""
+    torch.manual_seed(3)
+    raw = torch.randn(5, 8, 6, dtype=torch.float64, requires_grad=True)
+    units = torch.nn.functional.normalize(raw, dim=-1)
+    count = round(share * 8)
+    rows = []
+    for one in units:
+        row = []
+        for other in units:
+            best = (one @ other.T).amax(1)  # of each patch of `one`
+            row.append(best.sort(descending=True).values[:count].mean())
+        rows.append(torch.stack(row))
+    expected = torch.stack(rows)
+    found = matched_similarity(units, share)
+    weights = torch.randn(5, 5, dtype=torch.float64)
+    wanted, got = (
+        torch.autograd.grad((weights * x).sum(), raw, retain_graph=True)[0]
+        for x in (expected, found)
     )
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(got, wanted)
 
 
-def test_koleo_by_hand() -> None:
-    tokens = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])  # the nearest are sqrt(2) away
-    assert float(koleo(tokens)) == pytest.approx(-math.log(math.sqrt(2)), abs=1e-5)
-    near = torch.nn.functional.normalize(torch.tensor([[1.0, 0.01], [1.0, 0.0]]), dim=1)
-    assert float(koleo(near)) == pytest.approx(-math.log(0.01), rel=1e-2)
-
-
-def test_the_teacher_is_a_moving_average(narrow: None) -> None:
-    model = DinoTrainer(TINY).model
-    with torch.no_grad():
-        for own in model.student.parameters():
-            own.add_(1.0)
-    before = model.teacher.embeddings.cls_token.clone()
-    model.ema_update(0.9)
-    torch.testing.assert_close(model.teacher.embeddings.cls_token, before + 0.1)
-    assert not any(p.requires_grad for p in model.teacher.parameters())
-
-
-def test_hidden_patches_change_the_tokens(narrow: None) -> None:
-    trainer = DinoTrainer(TINY)
-    pixels, masked = torch.randn(5, 3, 48, 48), torch.rand(5, 36) < 0.5
-    seen = trainer._tokens(trainer.student, pixels)
-    hidden = trainer._tokens(trainer.student, pixels, masked)
-    assert seen.shape == (5, 37, 16) and not torch.allclose(seen, hidden)
+def test_a_few_matching_patches_are_enough() -> None:
+    """Two frames that share a quarter of their patches are as alike as can be."""
+    torch.manual_seed(4)
+    units = torch.nn.functional.normalize(torch.randn(2, 16, 32), dim=-1)
+    units[1, :4] = units[0, 12:]
+    found = matched_similarity(units, 0.25)
+    assert float(found[0, 1]) == pytest.approx(1, abs=1e-5)
+    assert float(matched_similarity(units, 1.0)[0, 1]) < 0.7
 
 
 # ---- training
-
-
-def test_schedules() -> None:
-    recipe = Recipe()
-    assert recipe.teacher_momentum(0) == pytest.approx(recipe.momentum[0])
-    assert recipe.teacher_momentum(recipe.steps) == pytest.approx(recipe.momentum[1])
-    assert recipe.learning_rate(recipe.steps - 1) < 0.011 * recipe.rate
 
 
 def test_every_step_sees_fresh_films_of_the_pretrain_split(narrow: None) -> None:
@@ -255,14 +224,29 @@ def test_every_step_sees_fresh_films_of_the_pretrain_split(narrow: None) -> None
     assert len(whole) == 4 and torch.equal(whole[3], batches[3][0])
     assert whole[0].shape == (4, 2, 3, 64, 64) and whole[0].dtype == torch.uint8
     frames = {frame.numpy().tobytes() for batch in whole for film in batch for frame in film}
-    assert len(frames) == 4 * 2 + 4 * 3 + 8 * 2
+    assert len(frames) == 4 * 2 + 12 * 3
 
 
-def test_the_student_learns_what_the_teacher_says(narrow: None) -> None:
-    """Of one batch, from a teacher that stays as it is."""
-    recipe = replace(
-        TINY, stages=(Stage(400, 4, frames=2, distil=True),), momentum=(1.0, 1.0), warmup=10
-    )
+def test_where_the_grounds_stay_all_patches_count(
+    narrow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+
+    def judge(units: torch.Tensor, share: float) -> torch.Tensor:
+        shares.append(share)
+        return matched_similarity(units, share)
+
+    monkeypatch.setattr(recipe_file, "matched_similarity", judge)
+    trainer = DinoTrainer(replace(TINY, stages=(Stage(8, 4, (LONE, STILL), 2),)))
+    for step in range(2):
+        trainer.step(trainer.batches()[step])
+    assert shares == [trainer.recipe.matched, 1.0]
+    assert set(trainer.parts) == {"class_loss", "mean_loss", "matched_loss"}
+
+
+def test_the_frames_of_a_batch_are_learnt(narrow: None) -> None:
+    """Of one batch, seen again and again."""
+    recipe = replace(TINY, stages=(Stage(400, 4, (LONE,), frames=3),), warmup=10)
     trainer = DinoTrainer(recipe)
     (films,) = trainer.batches()[0]
 
@@ -333,15 +317,6 @@ def test_neighbours_look_at_other_images_only() -> None:
     # Patch 0: all others equally far, the first is taken (class 1: wrong). 1 and 2 find each other.
     assert float(found["things"]) == pytest.approx(2 / 3)
     assert float(found["stuff"]) == 0
-
-
-def test_the_pair_starts_equal() -> None:
-    from transformers import ViTConfig
-
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = Pair(ViTConfig(**{**MODEL, **small}), 8)
-    for own, other in zip(model.teacher.parameters(), model.student.parameters(), strict=True):
-        assert torch.equal(own, other)
 
 
 def test_kmeans_finds_groups_that_are_apart() -> None:

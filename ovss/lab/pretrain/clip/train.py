@@ -38,7 +38,7 @@ class ClipTrainer(ZooTrainer[Recipe]):
     """CLIP and its views, compiled."""
 
     name = "clip"
-    what = "a CLIP of open_clip, trained from scratch on captions of the lab world at 64 px"
+    what = "a CLIP of open_clip, trained from scratch on captions of the lab world at 64 and 128 px"
     default_recipe = Recipe()
     selected_by = ("miou", "lab20")
     cpu_attention = (SDPBackend.MATH,)  # the fused kernel's backward pass is slower on a CPU

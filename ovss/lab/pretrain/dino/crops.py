@@ -36,24 +36,3 @@ def jitter(pixels: Tensor, strength: float = 0.25) -> Tensor:
     pixels = mean + (pixels - mean) * factor(1, strength)
     grey = pixels.mean(1, keepdim=True)
     return (grey + (pixels - grey) * factor(1, strength)).clamp(0, 1)
-
-
-def block_mask(hidden: Tensor, side: int) -> Tensor:
-    """Draw block masks (BEiT, iBOT) that hide exactly `hidden` [B] patches of each image.
-
-    Returns:
-        [B, side * side] booleans.
-    """
-    noise = torch.rand(len(hidden), 1, max(2, side // 3), max(2, side // 3), device=hidden.device)
-    smooth = F.interpolate(noise, (side, side), mode="bicubic", align_corners=False).flatten(1)
-    rank = smooth.argsort(1, descending=True).argsort(1)
-    return rank < hidden[:, None]
-
-
-def hidden_counts(images: int, patches: int, ratios: tuple[float, float], share: float) -> Tensor:
-    """Draw how many patches of each image are hidden [B]: none in some, in a `share` of them ratios
-    spread evenly over `ratios`; their sum is always the same (DINOv2's mask generator)."""
-    masked = round(share * images)
-    spread = torch.linspace(*ratios, masked) * patches
-    counts = torch.cat([spread.round().long(), torch.zeros(images - masked, dtype=torch.long)])
-    return counts[torch.randperm(images)]

@@ -1,4 +1,4 @@
-"""What the patch tokens of a self-distilled vision transformer know, measured on the lab."""
+"""What the patch tokens of a vision transformer know that saw no label, measured on the lab."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from ovss.lab.pretrain.batches import PLAIN, SIMPLE, VARIED, WorldStage, stack_p
 from ovss.lab.pretrain.trainer import VIT, LabRecipe
 from ovss.lab.scenes import MOTLEY, film
 from ovss.training.curriculum import Batch, Position
-from ovss.training.optim import cosine
 
 MODEL: dict[str, Any] = {
     **VIT,
@@ -22,8 +21,8 @@ PATCH: int = VIT["patch_size"]  # pixels
 FEW_COLOURS = Disguise(motley=0.3, textured=0.1, camouflage=0.2)
 LONE = replace(PLAIN, pan=1.0)
 COUPLE = replace(SIMPLE, pan=0.6, disguise=FEW_COLOURS)
-LIVELY = replace(VARIED, pan=0.5)
-MASKED = replace(LIVELY, disguise=MOTLEY.disguise)
+MASKED = replace(VARIED, pan=0.5, disguise=MOTLEY.disguise)
+STILL = replace(MASKED, pan=0.0)  # the grounds stay
 
 
 @dataclass(frozen=True)
@@ -34,63 +33,40 @@ class Stage(WorldStage):
         frames: of a film.
         frame: pixels of a frame.
         side: pixels of a crop.
-        crops: of each frame.
-        mosaic: four frames of different films are put together to one image instead of being
-            cropped; each quarter has the class token's place in the losses.
-        distil: DINO's, iBOT's and KoLeo's losses join in; else no patch is hidden either. The
-            prototypes of an untrained teacher sort by what the other frames cannot tell.
+        least: smallest side of a crop in sides of the frame, before it is resized.
+        seen: share of the patches that are read.
     """
 
-    frames: int = 6
+    frames: int = 12
     frame: int = 64
     side: int = 64
-    crops: int = 2
-    mosaic: bool = False
-    distil: bool = False
-
-    def __post_init__(self) -> None:
-        if self.mosaic and (self.distil or self.crops > 1 or self.batch % 4):
-            raise ValueError("a mosaic takes a crop of four films each, and nothing is distilled")
+    least: float = 0.7
+    seen: float = 1.0
 
 
 @dataclass(frozen=True)
 class Recipe(LabRecipe[Stage]):
-    """Crops, masks, and what the teacher does.
+    """One large thing first, then two, then the world of the benchmark in motley, at its size.
 
     Attributes:
-        sizes: least and largest side of a crop in sides of the frame.
         jitter: strength of brightness, contrast and saturation.
-        masked_share, mask_ratio: the share of the crops that have hidden patches, and the least and
-            largest ratio of these.
-        prototypes: outputs of DINO's head.
-        koleo: weight of the KoLeo loss, beside DINO's.
-        momentum: of the teacher, first and last.
-        temperature: of the teacher.
+        asked: patches of a frame that are matched.
+        matched: share of these that count where the grounds change from frame to frame:
+            those of things. Where they stay, each patch has its like, and all count.
     """
 
-    sizes: tuple[float, float] = (0.7, 1.0)
     jitter: float = 0.25
-    masked_share: float = 0.5
-    mask_ratio: tuple[float, float] = (0.1, 0.5)
-    prototypes: int = 256
-    koleo: float = 0.1
-    rate: float = 1e-3
+    asked: int = 16
+    matched: float = 0.25
     warmup: int = 200
-    momentum: tuple[float, float] = (0.99, 0.9995)
-    temperature: float = 0.05
-    evaluate_every: int = 8_000
+    evaluate_every: int = 6_400
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     stages: tuple[Stage, ...] = (
-        Stage(24_000, 16, (LONE,), side=48),
-        Stage(16_000, 16, (COUPLE,)),
-        Stage(16_000, 16, (LONE, COUPLE), crops=1, mosaic=True),
-        Stage(24_000, 16, (LIVELY, MASKED), distil=True),
-        Stage(4_000, 8, (LIVELY, MASKED), 4, 128, 128, distil=True),
+        Stage(12_800, 16, (LONE,), side=48),
+        Stage(4_800, 16, (LONE, COUPLE)),
+        Stage(20_800, 16, (LONE, COUPLE, MASKED, STILL), seen=0.5),
+        Stage(25_600, 16, (STILL, MASKED), 12, 128, 96, 0.6, 0.5),
     )
-
-    def teacher_momentum(self, step: int) -> float:
-        """A cosine from first to last."""
-        return cosine(*self.momentum, step / self.steps)
 
 
 def make_batch(position: Position[Stage]) -> Batch:

@@ -52,7 +52,7 @@ class Blip(nn.Module):
     def image(self, pixels: Tensor, keep: float = 1.0) -> States:
         """[B, 3, S, S] -> tokens [B, 1 + L', D] of a share of the patches."""
         vision = self.model.vision_model
-        hidden = patch_dropout(vision.embeddings(pixels, interpolate_pos_encoding=True), keep)
+        hidden = patch_dropout(vision.embeddings(pixels), keep)
         return (vision.post_layernorm(vision.encoder(hidden).last_hidden_state),)
 
     def text(self, ids: Tensor) -> States:
@@ -140,8 +140,7 @@ class BridgeTower(nn.Module):
         """[B, 3, S, S] -> what the cross-modal layers read [B, 1 + L', D] of a share of the
         patches, and the last state."""
         visual = self.tower.vision_model.visual
-        embedded = visual.embeddings(pixels, interpolate_pos_encoding=True)
-        hidden = patch_dropout(visual.ln_pre(embedded), keep).transpose(0, 1)  # [1 + L', B, D]
+        hidden = patch_dropout(visual.ln_pre(visual.embeddings(pixels)), keep).transpose(0, 1)
         states = []
         for number, block in enumerate(visual.transformer.resblocks, 1):
             hidden = block(hidden)

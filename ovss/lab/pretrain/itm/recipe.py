@@ -27,12 +27,10 @@ RICH_CAPTIONS = World(
 
 @dataclass(frozen=True)
 class Stage(curriculum.Stage):
-    """Scenes of `world` at `side` pixels; of their patches a ratio is seen, drawn from `keep_ratios`
-    for a batch."""
+    """Scenes of `world`; of their patches a ratio is seen, drawn from `keep_ratios` for a batch."""
 
     world: World
     keep_ratios: tuple[float, ...] = (1.0,)
-    side: int = SIDE
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,6 @@ class Recipe(LabRecipe[Stage]):
         Stage(8_192, 32, SIMPLE),
         Stage(57_344, 32, RICH_CAPTIONS),
         Stage(131_072, 32, RICH_CAPTIONS, KEEP_RATIOS),
-        Stage(32_768, 32, RICH_CAPTIONS, KEEP_RATIOS, 2 * SIDE),
     )
 
 
@@ -63,7 +60,6 @@ BRIDGETOWER = Recipe(  # takes twice as long for an image
         Stage(8_192, 32, PLAIN),
         Stage(8_192, 32, SIMPLE),
         Stage(73_728, 32, RICH_CAPTIONS, KEEP_RATIOS),
-        Stage(16_384, 32, RICH_CAPTIONS, KEEP_RATIOS, 2 * SIDE),
     )
 )
 
@@ -71,10 +67,10 @@ BRIDGETOWER = Recipe(  # takes twice as long for an image
 def make_batch(tokenizer: Any, tagged: float, position: Position[Stage]) -> Batch:
     """Fresh scenes with right and wrong captions.
 
-    Pixels [B, 3, S, S] uint8; tokens of the captions [B, T] and of the same with words replaced
+    Pixels [B, 3, 64, 64] uint8; tokens of the captions [B, T] and of the same with words replaced
     [B, T]; which of these tokens are the replaced ones [B, T]; the words a caption names [B, W].
     """
-    scenes = draw_scenes(position.images, position.stage.side, position.stage.world)
+    scenes = draw_scenes(position.images, SIDE, position.stage.world)
     numbered = zip(scenes, position.images, strict=True)
     pairs = [write_captions(scene.caption, number, tagged) for scene, number in numbered]
     texts = [right for right, _ in pairs] + [wrong for _, wrong in pairs]

@@ -38,6 +38,15 @@ from ovss.training.curriculum import Batches
 CAPTIONS = 6000  # read by the tokenizer
 
 
+def gates(things: float) -> tuple[Gate, Gate]:
+    """What a matching model must do to be of use; maps that are the same everywhere get 6."""
+    told = "mIoU of things by GradCAM at the best head, things and stuff in the prompt"
+    return (
+        Gate("match", "tells captions from captions with a word replaced, %", 80.0),
+        Gate("things", told, things),
+    )
+
+
 class ItmTrainer(ZooTrainer[Recipe]):
     """One of the two models, its losses and its optimiser."""
 
@@ -45,14 +54,6 @@ class ItmTrainer(ZooTrainer[Recipe]):
     make_tokenizer: ClassVar[Any]
     processor: ClassVar[str]
     cpu_attention = (SDPBackend.MATH,)  # the fused kernel's backward pass is slower on a CPU
-    gates = (
-        Gate("match", "tells captions from captions with a word replaced, %", 80.0),
-        Gate(  # maps that are the same everywhere get 6
-            "things",
-            "mIoU of things by GradCAM at the best head, things and stuff in the prompt",
-            10.0,
-        ),
-    )
     model: Any
 
     def __init__(self, recipe: Recipe | None = None, device: str | torch.device = "cpu") -> None:
@@ -139,6 +140,7 @@ class BlipTrainer(ItmTrainer):
         "its image tower is the lab CLIP's"
     )
     default_recipe = Recipe()
+    gates = gates(30.0)
     family = Blip
     make_tokenizer = staticmethod(make_wordpiece)
     processor = "BlipImageProcessor"
@@ -150,6 +152,7 @@ class BridgeTowerTrainer(ItmTrainer):
     name = "bridgetower"
     what = BlipTrainer.what.replace("BLIP", "BridgeTower")
     default_recipe = BRIDGETOWER
+    gates = gates(20.0)
     family = BridgeTower
     make_tokenizer = staticmethod(make_bytepairs)
     processor = "BridgeTowerImageProcessor"
