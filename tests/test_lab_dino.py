@@ -23,11 +23,14 @@ from ovss.lab.pretrain.clusters import Grouping, colour_grid, judge_clusters, km
 from ovss.lab.pretrain.dino import measure as measure_file
 from ovss.lab.pretrain.dino import train as recipe_file
 from ovss.lab.pretrain.dino.contrast import (
+    LIKE,
+    NEAR,
     TEMPERATURE,
     Encoder,
     contrast_loss,
     draw,
     matched_similarity,
+    settle_loss,
     similarity,
     take,
     waves,
@@ -43,7 +46,7 @@ from resuming import assert_same_weights, kill
 TINY = Recipe(
     stages=(
         Stage(4, 4, (LONE,), frames=2, side=48),
-        Stage(12, 4, (World(pan=1.0), World()), frames=3, seen=0.5),
+        Stage(12, 4, (World(pan=1.0), World()), frames=3, seen=0.5, settle=1.0),
     ),
     warmup=0,
     asked=4,
@@ -110,7 +113,8 @@ def test_the_encoder_reads_a_whole_image_as_the_library_does() -> None:
     torch.manual_seed(0)
     encoder, pixels = encoder_of().eval(), torch.randn(2, 3, 128, 128)
     expected = encoder.vit(pixels).last_hidden_state
-    torch.testing.assert_close(encoder(pixels, torch.zeros(2, 2, dtype=torch.long)), expected)
+    corner, seen = torch.zeros(2, 2, dtype=torch.long), torch.arange(256).expand(2, -1)
+    torch.testing.assert_close(encoder(pixels, corner, seen), expected)
 
 
 def test_a_crop_gets_the_positions_of_its_window() -> None:
@@ -119,7 +123,8 @@ def test_a_crop_gets_the_positions_of_its_window() -> None:
     encoder.vit.embeddings.patch_embeddings.projection.weight.data.zero_()
     positions = encoder.vit.embeddings.position_embeddings[0, 1:].view(16, 16, -1)
     corner = torch.tensor([[0, 0], [10, 3]])
-    found = encoder(torch.randn(2, 3, 48, 48), corner)[:, 1:].unflatten(1, (6, 6))
+    whole = torch.arange(36).expand(2, -1)
+    found = encoder(torch.randn(2, 3, 48, 48), corner, whole)[:, 1:].unflatten(1, (6, 6))
     torch.testing.assert_close(found[0], positions[:6, :6])
     torch.testing.assert_close(found[1], positions[10:16, 3:9])
     seen = torch.tensor([[35, 0], [1, 6]])
@@ -213,6 +218,45 @@ def test_a_few_matching_patches_are_enough() -> None:
     found = matched_similarity(units, 0.25)
     assert float(found[0, 1]) == pytest.approx(1, abs=1e-5)
     assert float(matched_similarity(units, 1.0)[0, 1]) < 0.7
+
+
+PLACES = torch.tensor([[[0, 0], [0, 1], [5, 5]]])
+
+
+def test_a_patch_settles_with_its_neighbours() -> None:
+    """By hand: two neighbours that are a little apart, and a patch far away that is not asked."""
+    tokens = torch.tensor([[[1.0, 0.4], [1.0, -0.4], [-2.0, 0.0]]], requires_grad=True)  # mean 0
+    units = torch.nn.functional.normalize(tokens.detach()[0], dim=-1)
+    near = math.exp((float(units[0] @ units[1]) - 1) / LIKE - 1 / (2 * NEAR**2))  # itself: 1
+    target = units[0] + near * units[1]
+    found = settle_loss(tokens + 7, PLACES)
+    expected = 2 / 3 * (1 - float(units[0] @ target / target.norm()))  # the third stays
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-3)
+    (gradient,) = torch.autograd.grad(found, tokens)
+    assert float(gradient[0, 0, 1]) > 0 > float(gradient[0, 1, 1]), "towards each other"
+
+
+def test_what_differs_by_chance_is_settled_and_a_border_stays() -> None:
+    """Noise on two halves: steps down the loss take the noise away, not the halves."""
+    torch.manual_seed(5)
+    rows, columns = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    places = torch.stack([rows, columns], 2).view(1, 64, 2)
+    side = (columns.flatten() < 4).float()
+    clean = torch.stack([side, 1 - side] + [torch.zeros(64)] * 14, 1)
+    raw = (clean + 0.15 * torch.randn(64, 16))[None].requires_grad_()
+
+    def unit(tokens: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(tokens - tokens.mean(0), dim=-1)
+
+    def off() -> float:
+        return float((unit(raw.detach()[0]) - unit(clean)).norm(dim=-1).mean())
+
+    before = off()
+    for _ in range(30):
+        loss = settle_loss(raw, places)
+        (gradient,) = torch.autograd.grad(loss, raw)
+        raw.data -= 10 * gradient
+    assert off() < 0.6 * before
 
 
 # ---- training

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
 TEMPERATURE = 0.15
+LIKE = 1.0  # difference of cosine at which a neighbour counts less by e
+NEAR = 1.5  # patches, deviation of the filter
 POSITIONS = 0.2  # amplitude of the initial positions; a patch's embedding is about 1
 
 
@@ -32,22 +34,20 @@ class Encoder(nn.Module):
         self.side = grid_side(config)
         start(self.vit)
 
-    def forward(self, pixels: Tensor, corner: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Compute the last layer's tokens [n, 1 + L', D] of crops [n, 3, s, s].
+    def forward(self, pixels: Tensor, corner: Tensor, seen: Tensor) -> Tensor:
+        """Compute the last layer's tokens [n, 1 + L, D] of patches of crops [n, 3, s, s].
 
         Args:
             corner: row and column at which each crop's window of the grid begins [n, 2].
-            seen: indices of the patches that are read [n, L']; None: all.
+            seen: indices of the patches that are read [n, L].
         """
         parts = self.vit.embeddings
         patches = parts.patch_embeddings.projection(pixels)  # [n, D, h, w]
         steps = torch.arange(patches.shape[-1], device=pixels.device)
         rows, columns = corner[:, :1] + steps, corner[:, 1:] + steps  # [n, h], [n, w]
-        window = (1 + rows[:, :, None] * self.side + columns[:, None]).flatten(1)  # [n, L]
+        window = (1 + rows[:, :, None] * self.side + columns[:, None]).flatten(1)  # [n, h * w]
         positions = parts.position_embeddings[0]  # [1 + side * side, D]
-        tokens = patches.flatten(2).mT + positions[window]  # [n, L, D]
-        if seen is not None:
-            tokens = take(tokens, seen)
+        tokens = take(patches.flatten(2).mT + positions[window], seen)  # [n, L, D]
         first = (parts.cls_token + positions[:1]).expand(len(tokens), -1, -1)
         tokens = torch.cat([first, tokens], 1)
         for layer in self.vit.layers:
@@ -156,6 +156,26 @@ def contrast_loss(similarity: Tensor, film: Tensor) -> Tensor:
     right = others(film)
     told = logits.log_softmax(1).masked_fill(~right, 0.0)
     return -(told.sum(1) / right.sum(1)).mean()
+
+
+def settle_loss(tokens: Tensor, places: Tensor) -> Tensor:
+    """Draw each patch to the mean of those near it that look like it: a step of bilateral filter.
+
+    One minus the cosine of a patch and its target, the mean over the image weighted by nearness
+    and likeness (Tomasi and Manduchi 1998); no gradient reaches the target. What differs from
+    patch to patch by chance, such as the phase of a texture, is not in the mean. Cosines are those
+    of tokens less the image's mean: what all patches share would be settled for nothing.
+
+    Args:
+        tokens: of an image's patches [n, L, D].
+        places: their rows and columns on the grid [n, L, 2].
+    """
+    units = F.normalize(tokens - tokens.mean(1, keepdim=True), dim=-1)
+    with torch.no_grad():
+        far = torch.cdist(places.float(), places.float()).square()  # [n, L, L]
+        weights = units @ units.mT / LIKE - far / (2 * NEAR**2)
+        target = F.normalize(weights.softmax(2) @ units, dim=-1)
+    return 1 - (units * target).sum(-1).mean()
 
 
 def draw(rows: int, length: int, count: int) -> Tensor:

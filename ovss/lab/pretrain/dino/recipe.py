@@ -35,6 +35,7 @@ class Stage(WorldStage):
         side: pixels of a crop.
         least: smallest side of a crop in sides of the frame, before it is resized.
         seen: share of the patches that are read.
+        settle: weight of `settle_loss`.
     """
 
     frames: int = 12
@@ -42,6 +43,7 @@ class Stage(WorldStage):
     side: int = 64
     least: float = 0.7
     seen: float = 1.0
+    settle: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,13 @@ class Recipe(LabRecipe[Stage]):
     asked: int = 16
     matched: float = 0.25
     warmup: int = 200
-    evaluate_every: int = 6_400
+    evaluate_every: int = 3_200
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     stages: tuple[Stage, ...] = (
         Stage(12_800, 16, (LONE,), side=48),
         Stage(4_800, 16, (LONE, COUPLE)),
         Stage(20_800, 16, (LONE, COUPLE, MASKED, STILL), seen=0.5),
-        Stage(25_600, 16, (STILL, MASKED), 12, 128, 96, 0.6, 0.5),
+        Stage(12_800, 16, (MASKED,), 12, 128, 96, 0.6, 0.5, settle=10.0),
     )
 
 

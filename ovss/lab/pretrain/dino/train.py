@@ -27,6 +27,7 @@ from ovss.lab.pretrain.dino.contrast import (
     contrast_loss,
     draw,
     matched_similarity,
+    settle_loss,
     similarity,
     take,
 )
@@ -77,34 +78,36 @@ class DinoTrainer(ZooTrainer[Recipe]):
 
     def loss(self, films: Tensor) -> Tensor:
         """Add up the contrasts of films [B, V, 3, S, S] uint8: of class tokens, mean patches, and
-        matched patches."""
+        matched patches; and what patches differ from their surroundings."""
         stage, step, _ = self.recipe.at(self.done)
         frames = rearrange(films, "b v c h w -> (b v) c h w").float() / 255
         pixels = jitter(crops(frames, stage.side, (stage.least, 1.0)), self.recipe.jitter)
         film = torch.arange(len(frames), device=self.device) // films.shape[1]  # [n]
-        tokens = self._tokens(standardise(pixels), stage.seen)  # [n, 1 + L, D]
-        first, patches = tokens[:, 0], tokens[:, 1:]
-        asked = draw(len(frames), patches.shape[1], self.recipe.asked).to(self.device)  # [n, A]
+        grid = stage.side // PATCH
+        seen = draw(len(frames), grid**2, round(stage.seen * grid**2)).to(self.device)  # [n, L]
+        tokens = self._tokens(standardise(pixels), seen)  # [n, 1 + L, D]
+        first, patches, heads = tokens[:, 0], tokens[:, 1:], self.model
+        level = heads["patch"](patches.flatten(0, 1)).view_as(patches)  # [n, L, D]
+        asked = draw(len(seen), seen.shape[1], self.recipe.asked).to(self.device)  # [n, A]
         share = 1.0 if stage.world(step).pan == 0 else self.recipe.matched
-        heads, chosen = self.model, take(patches, asked)  # [n, A, D]
-        units = F.normalize(heads["patch"](chosen.flatten(0, 1)), dim=-1).view_as(chosen)
         compared = {
             "class_loss": similarity(heads["frame"](first)),
             "mean_loss": similarity(heads["mean"](patches.mean(1))),
-            "matched_loss": matched_similarity(units, share),
+            "matched_loss": matched_similarity(F.normalize(take(level, asked), dim=-1), share),
         }
         losses = {name: contrast_loss(alike, film) for name, alike in compared.items()}
+        if stage.settle:
+            places = torch.stack([seen // grid, seen % grid], 2)  # [n, L, 2]
+            losses["settle_loss"] = stage.settle * settle_loss(level, places)
         self.parts = {name: float(value.detach()) for name, value in losses.items()}
         return torch.stack(list(losses.values())).sum()
 
-    def _tokens(self, pixels: Tensor, seen: float) -> Tensor:
-        """Tokens [n, 1 + L', D] of crops at random places of the image, patches left out."""
-        crop, whole = pixels.shape[-1] // PATCH, MODEL["image_size"] // PATCH
-        corner = torch.randint(0, whole - crop + 1, (len(pixels), 2))
-        few = draw(len(pixels), crop**2, round(seen * crop**2))  # [n, L']
-        kept = few.to(self.device) if seen < 1 else None
+    def _tokens(self, pixels: Tensor, seen: Tensor) -> Tensor:
+        """Tokens [n, 1 + L, D] of the seen patches of crops at random places of the image."""
+        room = MODEL["image_size"] // PATCH - pixels.shape[-1] // PATCH
+        corner = torch.randint(0, room + 1, (len(pixels), 2))
         with self.precision():
-            found: Tensor = self.encode(pixels, corner.to(self.device), kept)
+            found: Tensor = self.encode(pixels, corner.to(self.device), seen)
         return found.float()
 
     @property
