@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from ovss import files
 from ovss.errors import OvssError
-from ovss.training.card import UNTRAINED, Gate, card
+from ovss.training.card import UNTRAINED, Gate, card, write_curve
 from ovss.training.curriculum import SEED_STRIDE, Batch, Batches, Position, Recipe, Stage
 from ovss.training.loop import Trainer, run
 from ovss.training.losses import symmetric_cross_entropy
@@ -192,6 +192,12 @@ def test_gates_are_judged_on_val() -> None:
 
     assert passed(80.0, 50.0) == [True, False]
     assert passed(79.9, 50.1) == [False, True]
+
+
+def test_a_loss_that_joins_in_late_has_a_column_of_its_own(tmp_path: Path) -> None:
+    write_curve(tmp_path / "curve.csv", [{"images": 8, "a": 1.5}, {"images": 16, "b": 2, "a": 1}])
+    text = (tmp_path / "curve.csv").read_text()
+    assert text == "images,a,b\n8,1.5,nan\n16,1,2\n"
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

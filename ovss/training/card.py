@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,9 +92,11 @@ def write_card(folder: Path, content: Mapping[str, Any], weights: str) -> None:
 
 
 def write_curve(path: Path, curve: Sequence[Mapping[str, float]]) -> None:
-    """Write a training curve as CSV, one point a row."""
+    """Write a training curve as CSV, one point a row; "nan" where a point lacks a number."""
+    names = list(dict.fromkeys(name for point in curve for name in point))
+    rows = [[f"{point.get(name, math.nan):.6g}" for name in names] for point in curve]
     with files.atomic(path) as binary:
-        lines = [list(curve[0]), *([f"{v:.6g}" for v in row.values()] for row in curve)]
+        lines = [names, *rows]
         binary.write("".join(",".join(line) + "\n" for line in lines).encode())
 
 
