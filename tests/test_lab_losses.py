@@ -33,7 +33,7 @@ from pretend_device import PRETEND
 WORLD = World()
 RECORDED = {  # in float32, whose last digits alone differ between processors
     "clip": [4.374846, 3.799437, 2.771883],
-    "dino": [5.732079, 7.588608, 1.281587],
+    "dino": [5.731403, 7.588815, 1.280141],
     "mae": [1.017712, 0.999944, 0.892994],
     "sam": [6.076864, 5.730536, 5.444585],
     "sd": [0.508187, 1.479604, 1.115611],

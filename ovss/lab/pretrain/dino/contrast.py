@@ -126,7 +126,7 @@ def matched_similarity(units: Tensor, share: float) -> Tensor:
     """
     frames, asked = units.shape[:2]
     with torch.no_grad():
-        flat = units.flatten(0, 1).bfloat16()
+        flat = units.flatten(0, 1)
         cosines = (flat @ flat.T).view(frames, asked, frames, asked)
         best, match = cosines.max(3)  # [n, A, n]
         chosen = best.topk(max(1, round(share * asked)), 1).indices  # [n, B, n]
