@@ -18,7 +18,7 @@ from ovss import paths
 from ovss.backbones.dino import DinoBackbone
 from ovss.errors import OvssError
 from ovss.lab.pretrain.attention_in_mask import attention_in_mask, majority
-from ovss.lab.pretrain.batches import MEAN
+from ovss.lab.pretrain.batches import MEAN, take
 from ovss.lab.pretrain.clusters import Grouping, colour_grid, judge_clusters, kmeans
 from ovss.lab.pretrain.dino import measure as measure_file
 from ovss.lab.pretrain.dino import train as recipe_file
@@ -32,7 +32,6 @@ from ovss.lab.pretrain.dino.contrast import (
     matched_similarity,
     settle_loss,
     similarity,
-    take,
     waves,
 )
 from ovss.lab.pretrain.dino.crops import crops, jitter

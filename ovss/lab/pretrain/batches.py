@@ -1,4 +1,4 @@
-"""What the lab's batches share: the worlds of the curricula, pixels, and their normalisation."""
+"""What the lab's trainings share: worlds of the curricula, pixels, normalisation, some tokens."""
 
 from __future__ import annotations
 
@@ -62,3 +62,8 @@ def standardise(images: Tensor) -> Tensor:
     """Subtract the mean and divide by the standard deviation: [B, 3, H, W] in [0, 1]."""
     mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (MEAN, STD))
     return (images - mean) / std
+
+
+def take(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Take tokens [B, K, D] of [B, L, D] by indices [B, K]."""
+    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))

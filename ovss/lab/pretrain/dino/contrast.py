@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
+from ovss.lab.pretrain.batches import take
+
 TEMPERATURE = 0.15
 LIKE = 1.0  # difference of cosine at which a neighbour counts less by e
 NEAR = 1.5  # patches, deviation of the filter
@@ -181,8 +183,3 @@ def settle_loss(tokens: Tensor, places: Tensor) -> Tensor:
 def draw(rows: int, length: int, count: int) -> Tensor:
     """Draw different indices below `length` for each row: [rows, count]."""
     return torch.rand(rows, length).topk(count, 1).indices
-
-
-def take(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Take tokens [n, K, D] of [n, L, D] by indices [n, K]."""
-    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -20,7 +20,7 @@ from transformers import ViTConfig
 
 from ovss.backbones.dino import DinoBackbone
 from ovss.evaluation.intervals import Interval
-from ovss.lab.pretrain.batches import standardise
+from ovss.lab.pretrain.batches import standardise, take
 from ovss.lab.pretrain.dino.contrast import (
     Encoder,
     Projector,
@@ -29,7 +29,6 @@ from ovss.lab.pretrain.dino.contrast import (
     matched_similarity,
     settle_loss,
     similarity,
-    take,
 )
 from ovss.lab.pretrain.dino.crops import crops, jitter
 from ovss.lab.pretrain.dino.measure import OVER_COLOURS, attention_interval, measure
@@ -104,7 +103,8 @@ class DinoTrainer(ZooTrainer[Recipe]):
 
     def _tokens(self, pixels: Tensor, seen: Tensor) -> Tensor:
         """Tokens [n, 1 + L, D] of the seen patches of crops at random places of the image."""
-        room = MODEL["image_size"] // PATCH - pixels.shape[-1] // PATCH
+        encoder: Any = self.model["encoder"]
+        room = encoder.side - pixels.shape[-1] // PATCH
         corner = torch.randint(0, room + 1, (len(pixels), 2))
         with self.precision():
             found: Tensor = self.encode(pixels, corner.to(self.device), seen)

@@ -20,6 +20,7 @@ from transformers import (
     BridgeTowerForImageAndTextRetrieval,
 )
 
+from ovss.lab.pretrain.batches import take
 from ovss.lab.pretrain.itm.words import CONTEXT
 
 SIDE, PATCH, WIDTH = 64, 8, 192  # of the image tower: the lab CLIP's
@@ -212,8 +213,7 @@ def patch_dropout(tokens: Tensor, keep: float) -> Tensor:
     patches = tokens.shape[1] - 1
     drawn = torch.rand(len(tokens), patches, device=tokens.device).argsort(1)
     chosen = 1 + drawn[:, : max(1, round(keep * patches))]
-    index = torch.cat([torch.zeros_like(chosen[:, :1]), chosen], 1)[..., None]
-    return tokens.gather(1, index.expand(-1, -1, tokens.shape[-1]))
+    return take(tokens, torch.cat([torch.zeros_like(chosen[:, :1]), chosen], 1))
 
 
 @torch.no_grad()
