@@ -53,9 +53,9 @@ class Recipe(LabRecipe[Stage]):
     evaluate_every: int = 32_768
     curve_scenes: int = 60
     stages: tuple[Stage, ...] = (
-        Stage(12_288, 32, "image", 64, 1e-3),
-        Stage(14_336, 16, "noise", 64, 5e-4),
-        Stage(512, 8, "noise", 128, 2e-4),
+        Stage(24_576, 32, "image", 64, 1e-3),
+        Stage(245_760, 16, "noise", 64, 5e-4),
+        Stage(57_344, 8, "noise", 128, 2e-4),
     )
 
     def learning_rate(self, step: int) -> float:
