@@ -25,6 +25,7 @@ help:
 	@echo 'make zoo [MODEL=clip] [DEVICE=cpu]  train the miniature networks again (all, or one)'
 	@echo 'make lab-data            render the miniature benchmark under data/lab again'
 	@echo 'make coverage            how often the intervals hold the truth, simulated on the recorded counts'
+	@echo 'make attend              the diffusion model with and without its attention'"'"'s own loss (hours)'
 	@echo 'make bench               CLIPer, PnP-OVSS against plain transcriptions; ms an image, of every method'
 	@echo 'make env                 the Python environment alone'
 	@echo 'make lock                resolve requirements.in into requirements.lock again'
@@ -162,7 +163,7 @@ test: lint
 	@OVSS_SITE=build/smoke/site/_build/html $(PYTEST)
 
 # --- The lab -------------------------------------------------------------------------------------
-.PHONY: zoo lab-data bench coverage
+.PHONY: zoo lab-data bench coverage attend
 zoo: $(STAMP)
 	@$(PY) -m ovss.lab.zoo $(MODEL) $(if $(DEVICE),--device $(DEVICE))
 
@@ -174,6 +175,9 @@ bench: $(STAMP)
 
 coverage: $(STAMP)
 	@$(PY) tools/coverage.py --profile $(PROFILE)
+
+attend: $(STAMP)
+	@$(PY) tools/attend.py $(if $(DEVICE),--device $(DEVICE))
 
 # --- Cleaning ------------------------------------------------------------------------------------
 .PHONY: clean distclean

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
@@ -13,12 +15,18 @@ from diffusers.models.attention_processor import Attention
 from ovss.backbones.diffusion import DiffusionBackbone
 from ovss.errors import OvssError
 from ovss.lab.pretrain.sd import attention as attention_file
+from ovss.lab.pretrain.sd import measure as measure_file
 from ovss.lab.pretrain.sd import model as sd_model
 from ovss.lab.pretrain.sd import train as recipe_file
 from ovss.lab.pretrain.sd.attention import attending, context, supervised
 from ovss.lab.pretrain.sd.recipe import Recipe, Stage, describe, tokenize
 from ovss.lab.pretrain.sd.train import Latent, SdTrainer, unit
 from ovss.lab.scenes import STUFF_NAMES, render
+from ovss.reporting import results
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+import attend
 
 TINY = Recipe(
     evaluate_every=8,
@@ -179,6 +187,50 @@ def test_another_recipe_does_not_go_on(tmp_path: Path) -> None:
         SdTrainer(TINY).train(tmp_path)
     with pytest.raises(OvssError, match="another recipe"):
         SdTrainer(Recipe(seed=1, stages=TINY.stages)).train(tmp_path)
+
+
+def test_both_kinds_begin_alike_and_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make attend`: one recipe with and without the loss, stopped early; numbers with intervals.
+
+    The kind that has it is the recipe's own run, so a training under way can lend its state.
+    """
+    monkeypatch.setenv("OVSS_RESULTS", str(tmp_path))
+    monkeypatch.setattr(attend, "Recipe", lambda: TINY)
+    monkeypatch.setattr(attend, "read_scores", lambda backbone, split: scores(backbone, split, 3))
+    scores = measure_file.read_scores
+    monkeypatch.setattr(sys, "argv", ["attend", "--images", "17", "--folder", str(tmp_path)])
+    attend.main()
+    one, two = (torch.load(tmp_path / kind / "training.pt") for kind in ("with", "without"))
+    assert one["images"] == two["images"] == 16, "whole batches"
+    own = SdTrainer(TINY)
+    batches = own.batches()
+    for step in range(4):
+        own.step(batches[step])
+    for name, weight in own.model.state_dict().items():
+        torch.testing.assert_close(one["model"][name], weight)
+        if name.startswith("vae"):
+            torch.testing.assert_close(two["model"][name], weight)
+    changed = "denoiser.unet.conv_out.weight"
+    assert not torch.equal(one["model"][changed], two["model"][changed])
+    rows = results.read(tmp_path / "lab" / "sd-attend.csv").set_index(["metric", "row"])
+    assert len(rows) == 6 and set(rows["protocol"]) == {"16 scenes"}
+    for metric in ("attention_in_mask", "noise"):
+        told = rows.loc[metric]
+        difference = told["value"]["with"] - told["value"]["without"]
+        assert told["value"]["with - without"] == pytest.approx(difference, abs=2e-4)
+        assert (told["low"] < told["value"]).all() and (told["value"] < told["high"]).all()
+        assert told["checkpoint"]["with"] != told["checkpoint"]["without"]
+
+
+def test_things_count_alike_in_the_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metric of the curve is the mean over things, whatever image they are in."""
+    inside = np.array([[0.5, 1.0], [2.4, 3.0]])
+    scores = measure_file.Scores(np.array([20.0, 30.0]), np.array([0.1, 0.3]), inside)
+    monkeypatch.setattr(measure_file, "read_scores", lambda *_: scores)
+    found = measure_file.measure(None, "val")  # type: ignore[arg-type]
+    assert found == pytest.approx({"psnr": 25.0, "noise": 0.2, "attention_in_mask": 72.5})
 
 
 def _killed_at(number: int, step: object) -> object:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ovss.backbones.diffusion import DiffusionBackbone
@@ -13,20 +14,43 @@ from ovss.datasets import open_dataset
 from ovss.evaluation.counting import draw
 from ovss.lab.pretrain.attention_in_mask import attention_in_mask, instances
 
+Array = NDArray[Any]
+Split = Literal["tune", "val"]
 TIMES = (50, 150, 300, 500, 700, 900)  # of 1000, at which the noise is predicted
 BATCH = 10
 
 
-@torch.no_grad()
-def measure(
-    backbone: DiffusionBackbone, split: Literal["tune", "val"], limit: int | None = None
-) -> dict[str, float]:
-    """Measure a diffusion model as the training curve has it.
+class Scores(NamedTuple):
+    """What each image of a split says of a diffusion model.
 
-    "psnr" of reconstructions in dB; "noise": mean squared error of the predicted noise over
-    `TIMES`, with the empty prompt; "attention_in_mask": percent of an object patch's self-attention
-    that falls inside the object's mask, all heads' mean.
+    Attributes:
+        psnr: of its reconstruction [N], in dB.
+        noise: mean squared error of the predicted noise over `TIMES`, with the empty prompt [N].
+        inside: summed over its things [N, 2]: the part of a thing's self-attention (all heads'
+            mean) that falls inside the thing's mask, and 1.
     """
+
+    psnr: Array
+    noise: Array
+    inside: Array
+
+
+def measure(
+    backbone: DiffusionBackbone, split: Split, limit: int | None = None
+) -> dict[str, float]:
+    """Measure a diffusion model as the training curve has it: the means of `read_scores`.
+
+    "psnr" in dB, "noise", and "attention_in_mask" in percent, a mean over things.
+    """
+    found = read_scores(backbone, split, limit)
+    mass, things = found.inside.sum(0)
+    means = float(found.psnr.mean()), float(found.noise.mean()), float(100 * mass / things)
+    return dict(zip(("psnr", "noise", "attention_in_mask"), means, strict=True))
+
+
+@torch.no_grad()
+def read_scores(backbone: DiffusionBackbone, split: Split, limit: int | None = None) -> Scores:
+    """Score `limit` images of `lab-20` drawn from a split (None: all)."""
     data = open_dataset("lab-20", split=split)
     order = draw(len(data), limit, 0)
     psnr, noise, inside = [], [], []
@@ -40,9 +64,9 @@ def measure(
         noise += _noise_error(backbone, latents)
         attention = torch.cat(backbone.attention(images), 1).mean(1)  # [B, L, L]
         for maps, i in zip(attention, chosen, strict=True):
-            inside += attention_in_mask(maps, instances(data.ids[i])).mass.tolist()
-    means = [float(np.mean(numbers)) for numbers in (psnr, noise, inside)]
-    return {"psnr": means[0], "noise": means[1], "attention_in_mask": 100 * means[2]}
+            mass = attention_in_mask(maps, instances(data.ids[i])).mass  # [things]
+            inside.append([float(mass.sum()), len(mass)])
+    return Scores(np.array(psnr), np.array(noise), np.array(inside, dtype=np.float64))
 
 
 def _psnr(backbone: DiffusionBackbone, pixels: Tensor, latents: Tensor) -> list[float]:
