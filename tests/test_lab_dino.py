@@ -28,10 +28,10 @@ from ovss.lab.pretrain.dino.contrast import (
     TEMPERATURE,
     Encoder,
     contrast_loss,
+    cosines,
     draw,
     matched_similarity,
     settle_loss,
-    similarity,
     waves,
 )
 from ovss.lab.pretrain.dino.crops import crops, jitter
@@ -157,9 +157,9 @@ def test_contrast_by_hand() -> None:
     # Of three other frames one is right, with a logit of 1 / T, and two have 0.
     right = 1 / TEMPERATURE
     expected = math.log(math.exp(right) + 2) - right
-    found = contrast_loss(similarity(torch.eye(2)[FILM]), FILM)
+    found = contrast_loss(cosines(torch.eye(2)[FILM]), FILM)
     assert float(found) == pytest.approx(expected, rel=1e-4)
-    confused = contrast_loss(similarity(torch.eye(2)[[0, 1, 0, 1]]), FILM)
+    confused = contrast_loss(cosines(torch.eye(2)[[0, 1, 0, 1]]), FILM)
     assert float(confused) > expected + 1
 
 
@@ -172,7 +172,7 @@ def test_several_right_answers_count_alike() -> None:
         logits = {j: float(units[i] @ units[j]) / TEMPERATURE for j in range(6) if j != i}
         whole = math.log(sum(math.exp(v) for v in logits.values()))
         total += sum(whole - logits[j] for j in logits if film[j] == film[i]) / 2
-    assert float(contrast_loss(similarity(units), film)) == pytest.approx(total / 6, rel=1e-5)
+    assert float(contrast_loss(cosines(units), film)) == pytest.approx(total / 6, rel=1e-5)
 
 
 def test_a_frame_is_not_compared_with_itself() -> None:

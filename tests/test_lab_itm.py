@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ovss import paths
 from ovss.backbones.clip import ClipBackbone
@@ -26,6 +28,7 @@ from ovss.lab.pretrain.itm.losses import (
     replaced_token_loss,
 )
 from ovss.lab.pretrain.itm.models import DEPTH, Blip, BridgeTower
+from ovss.lab.pretrain.itm.reading import Readers, fade, reading
 from ovss.lab.pretrain.itm.recipe import RICH_CAPTIONS, Recipe, Stage, make_batch
 from ovss.lab.pretrain.itm.words import (
     CONTENT,
@@ -33,6 +36,7 @@ from ovss.lab.pretrain.itm.words import (
     content,
     make_bytepairs,
     make_wordpiece,
+    places,
     swap,
     tags,
 )
@@ -44,7 +48,7 @@ TINY = Recipe(
     curve_scenes=2,
     card_scenes=2,
     warmup=1,
-    stages=(Stage(32, 8, RICH_CAPTIONS),),
+    stages=(Stage(32, 8, RICH_CAPTIONS, faded=0.5),),
 )
 
 
@@ -78,6 +82,12 @@ def test_words_change_places_where_they_say_what_belongs_to_what() -> None:
     assert "an orange house and a blue chair" not in found  # colours or things, not both ways
     beside = {swap("a fish above a red cup", Random(i)) for i in range(200)}
     assert "a cup above a red fish" in beside
+
+
+def test_places_of_content_words() -> None:
+    caption = "two butterflies by a red car"
+    found = [(list(CONTENT)[k], caption[start:end]) for k, start, end in places(caption)]
+    assert found == [("butterfly", "butterflies"), ("red", "red"), ("car", "car")]
 
 
 def test_tags_are_what_the_caption_names() -> None:
@@ -141,13 +151,94 @@ def test_losses_by_hand() -> None:
 
 def test_only_the_swapped_words_count_as_replaced(captions: list[str]) -> None:
     tokenizer = make_wordpiece(captions)
-    _, right, swapped, false, named = make_batch(tokenizer, TINY.tagged, TINY.at(0))
+    _, right, swapped, false, named, spoken = make_batch(tokenizer, TINY.tagged, TINY.at(0))
     for row in range(len(right)):
+        for tokens, said in zip((right[row], swapped[row]), spoken[row], strict=True):
+            by_word = {k: tokenizer.decode(tokens[said == k]) for k in said[said >= 0].unique()}
+            for k, pieces in by_word.items():  # of a word said twice, too
+                assert content(pieces) == {list(CONTENT)[int(k)]}
+            assert content(tokenizer.decode(tokens)) == {
+                list(CONTENT)[k] for k in map(int, by_word)
+            }
         words = tokenizer.decode(swapped[row][false[row]])
         told = set(tokenizer.decode(right[row], skip_special_tokens=True).split())
         assert words and false[row].sum() <= 12
         assert named[row].sum() == len(content(" ".join(told)))
         assert content(words) <= set(CONTENT) and not set(words.split()) & {"a", "with", "in"}
+
+
+def test_a_match_seen_in_part_is_part_of_a_match() -> None:
+    """The least loss is where the logits say how much was seen."""
+    seen = torch.tensor([1.0, 0.25, 0.0])
+    sure = torch.tensor([[-20.0, 20.0], [0.75, 0.25], [20.0, -20.0]])
+    sure[1].log_()
+    wrong = torch.tensor([[20.0, -20.0]])
+    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)) / 3
+    assert float(matching_loss(sure, wrong, seen)) == pytest.approx(entropy / 2, abs=1e-6)
+    assert matching_loss(sure.flip(1), wrong, seen) > entropy / 2 + 1
+    torch.testing.assert_close(
+        matching_loss(sure, wrong, torch.ones(3)), matching_loss(sure, wrong)
+    )
+
+
+def test_readers_tell_words_by_what_is_read() -> None:
+    """Reads that are the words' own directions are told; padding and other words are not asked."""
+    readers = Readers(layers=2, heads=1, width=4, words=4)
+    spoken = torch.tensor([[0, -1, 3], [2, 1, -1]])
+    reads = [100 * torch.eye(4)[spoken.clamp(min=0)][:, :, None] for _ in range(2)]
+    reads[1][0, 1] = 1e6  # what no content word reads does not count
+    before = readers(reads, spoken)
+    by_hand = torch.stack([
+        -(F.layer_norm(reads[k][b, t, 0], (4,)) @ readers.weight[k, 0]).log_softmax(0)[spoken[b, t]]
+        for k in range(2) for b, t in ((0, 0), (0, 2), (1, 0), (1, 1))
+    ])  # fmt: skip
+    torch.testing.assert_close(before, by_hand.mean())
+    readers.weight.data = 10 * torch.eye(4).expand(2, 1, 4, 4).clone()
+    assert readers(reads, spoken) < 1e-3 < before
+
+
+def test_a_share_of_the_words_fades_and_the_last_layer_does_not() -> None:
+    torch.manual_seed(0)
+    spoken = torch.randint(-1, 3, (2000, 6))
+    left, seen = fade(spoken, 0.5, layers=3, heads=4)
+    assert left.shape == (3, 2000, 6, 4) and seen.shape == (2000,)
+    assert (left[-1] == 1).all() and (left[:, spoken < 0] == 1).all()
+    faded = left < 1
+    assert torch.equal(left[faded], seen[None, :, None, None].expand(left.shape)[faded])
+    whole = ~faded.any(3).any(2).any(0)
+    assert (seen[whole] == 1).all() and 0.5 < float(whole.float().mean()) < 0.6
+    words = faded[:2, ~whole][:, spoken[~whole] >= 0]
+    assert float(words.float().mean()) == pytest.approx(0.5 * 0.35, abs=0.02)
+    assert float(seen[~whole].mean()) == pytest.approx(0.5, abs=0.03)
+    assert (fade(spoken, 0.0, 3, 4)[0] == 1).all()
+
+
+@pytest.mark.parametrize(("kind", "make"), [(Blip, make_wordpiece), (BridgeTower, make_bytepairs)])
+def test_a_word_that_reads_nothing_sees_no_image(
+    kind: Any, make: Any, captions: list[str], pixels: torch.Tensor
+) -> None:
+    torch.manual_seed(0)
+    tokenizer = make(captions)
+    model = kind(tokenizer).eval()
+    ids = tokenizer(captions[:4], padding=True, return_tensors="pt").input_ids
+
+    def match(left: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), reading(model.cross_attention, left) as reads:
+            _, states = model.match(model.image(seen), model.text(ids))
+        assert [read.shape for read in reads] == 4 * [torch.Size((*ids.shape, 4, 32))]
+        return states  # type: ignore[no-any-return]
+
+    full = torch.ones(4, *ids.shape, 4)
+    with torch.no_grad():
+        _, plain = model.match(model.image(pixels), model.text(ids))
+    torch.testing.assert_close(match(full, pixels), plain)
+    assert not torch.allclose(match(full, pixels.flip(0)), plain)
+    if kind is Blip:  # of BridgeTower the words reach the image's side, and come back
+        torch.testing.assert_close(match(0 * full, pixels), match(0 * full, pixels.flip(0)))
+    dim = full.clone()
+    dim[0, :, 2] = 0.5
+    assert not torch.allclose(match(dim, pixels), plain)
+    assert not any(module._forward_hooks for module in model.cross_attention)
 
 
 @pytest.mark.parametrize(("kind", "make"), [(Blip, make_wordpiece), (BridgeTower, make_bytepairs)])

@@ -111,7 +111,7 @@ class Projector(nn.Module):
         return F.normalize(self.layers(tokens), dim=-1)
 
 
-def similarity(units: Tensor) -> Tensor:
+def cosines(units: Tensor) -> Tensor:
     """Compute the cosines [n, n] of unit vectors [n, N]."""
     return units @ units.T
 
@@ -129,8 +129,8 @@ def matched_similarity(units: Tensor, share: float) -> Tensor:
     frames, asked = units.shape[:2]
     with torch.no_grad():
         flat = units.flatten(0, 1)
-        cosines = (flat @ flat.T).view(frames, asked, frames, asked)
-        best, match = cosines.max(3)  # [n, A, n]
+        pairs = (flat @ flat.T).view(frames, asked, frames, asked)
+        best, match = pairs.max(3)  # [n, A, n]
         chosen = best.topk(max(1, round(share * asked)), 1).indices  # [n, B, n]
         match = match.gather(1, chosen)  # [n, B, n]
     number = torch.arange(frames, device=units.device)

@@ -25,10 +25,10 @@ from ovss.lab.pretrain.dino.contrast import (
     Encoder,
     Projector,
     contrast_loss,
+    cosines,
     draw,
     matched_similarity,
     settle_loss,
-    similarity,
 )
 from ovss.lab.pretrain.dino.crops import crops, jitter
 from ovss.lab.pretrain.dino.measure import OVER_COLOURS, attention_interval, measure
@@ -90,8 +90,8 @@ class DinoTrainer(ZooTrainer[Recipe]):
         asked = draw(len(seen), seen.shape[1], self.recipe.asked).to(self.device)  # [n, A]
         share = 1.0 if stage.world(step).pan == 0 else self.recipe.matched
         compared = {
-            "class_loss": similarity(heads["frame"](first)),
-            "mean_loss": similarity(heads["mean"](patches.mean(1))),
+            "class_loss": cosines(heads["frame"](first)),
+            "mean_loss": cosines(heads["mean"](patches.mean(1))),
             "matched_loss": matched_similarity(F.normalize(take(level, asked), dim=-1), share),
         }
         losses = {name: contrast_loss(alike, film) for name, alike in compared.items()}

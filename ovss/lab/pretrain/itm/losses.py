@@ -45,9 +45,15 @@ def hard_negatives(image: Tensor, text: Tensor, named: Tensor, temperature: floa
     return Negatives(images, captions)
 
 
-def matching_loss(right: Tensor, wrong: Tensor) -> Tensor:
-    """ITM: cross-entropy of the logits of right pairs [B, 2] and of wrong ones [N, 2], balanced."""
-    match = F.cross_entropy(right, torch.ones(len(right), dtype=torch.long, device=right.device))
+def matching_loss(right: Tensor, wrong: Tensor, seen: Tensor | None = None) -> Tensor:
+    """ITM: cross-entropy of the logits of right pairs [B, 2] and of wrong ones [N, 2], balanced.
+
+    Args:
+        seen: how much of the image the words of right pairs read [B], in [0, 1] (None: all): so
+            probable is the match.
+    """
+    seen = right.new_ones(len(right)) if seen is None else seen.to(right)
+    match = F.cross_entropy(right, torch.stack([1 - seen, seen], 1))
     other = F.cross_entropy(wrong, torch.zeros(len(wrong), dtype=torch.long, device=wrong.device))
     return (match + other) / 2
 

@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from ovss.lab.pretrain.batches import take
-from ovss.lab.pretrain.itm.words import CONTEXT
+from ovss.lab.pretrain.itm.reading import Readers
+from ovss.lab.pretrain.itm.words import CONTENT, CONTEXT
 
 SIDE, PATCH, WIDTH = 64, 8, 192  # of the image tower: the lab CLIP's
 DEPTH = 5  # without the last block, which CLIP trains for the class token alone
@@ -42,13 +43,18 @@ class Blip(nn.Module):
         self.model: Any = BlipForImageTextRetrieval(_blip_config(len(tokenizer)))
         self.pad, self.encode = tokenizer.pad_token_id, len(tokenizer) + 1
         self.replaced_head = nn.Linear(TEXT["hidden_size"], 1)
-        layers = self.model.text_encoder.encoder.layer
-        scale_queries_and_keys(layer.crossattention for layer in layers)
+        self.readers = make_readers()
+        scale_queries_and_keys(self.cross_attention)
 
     @property
     def image_tower(self) -> nn.Module:
         tower: nn.Module = self.model.vision_model
         return tower
+
+    @property
+    def cross_attention(self) -> list[Any]:
+        """The modules by which words read the image."""
+        return [layer.crossattention.self for layer in self.model.text_encoder.encoder.layer]
 
     def image(self, pixels: Tensor, keep: float = 1.0) -> States:
         """[B, 3, S, S] -> tokens [B, 1 + L', D] of a share of the patches."""
@@ -125,8 +131,9 @@ class BridgeTower(nn.Module):
         self.image_head, self.text_head = nn.Linear(WIDTH, EMBEDDING), nn.Linear(width, EMBEDDING)
         self.pad = tokenizer.pad_token_id
         self.replaced_head = nn.Linear(width, 1)
-        towers = (*self.tower.cross_modal_text_layers, *self.tower.cross_modal_image_layers)
-        scale_queries_and_keys(layer.crossattention for layer in towers)
+        self.readers = make_readers()
+        others = [layer.crossattention.self for layer in self.tower.cross_modal_image_layers]
+        scale_queries_and_keys([*self.cross_attention, *others])
 
     @property
     def image_tower(self) -> nn.Module:
@@ -136,6 +143,11 @@ class BridgeTower(nn.Module):
     @property
     def tower(self) -> Any:
         return self.model.bridgetower
+
+    @property
+    def cross_attention(self) -> list[Any]:
+        """The modules by which words read the image."""
+        return [layer.crossattention.self for layer in self.tower.cross_modal_text_layers]
 
     def image(self, pixels: Tensor, keep: float = 1.0) -> States:
         """[B, 3, S, S] -> what the cross-modal layers read [B, 1 + L', D] of a share of the
@@ -206,6 +218,11 @@ class BridgeTower(nn.Module):
             target.load_state_dict(source.state_dict())
 
 
+def make_readers() -> Readers:
+    """The classifiers of what words read."""
+    return Readers(LAYERS, TEXT["num_attention_heads"], TEXT["hidden_size"], len(CONTENT))
+
+
 def patch_dropout(tokens: Tensor, keep: float) -> Tensor:
     """Drop patches at random (FLIP): [B, 1 + L, D] -> the class token and `keep` of the rest."""
     if keep == 1:
@@ -223,8 +240,8 @@ def scale_queries_and_keys(attentions: Iterable[Any]) -> None:
     The library's are so small that each token sees the mean of the image, and a small model can do
     with that for long: it would find what is there and not where."""
     for attention in attentions:
-        attention.self.query.weight.mul_(QUERY_KEY_SCALE)
-        attention.self.key.weight.mul_(QUERY_KEY_SCALE)
+        attention.query.weight.mul_(QUERY_KEY_SCALE)
+        attention.key.weight.mul_(QUERY_KEY_SCALE)
 
 
 def _copy(target: nn.Module, source: nn.Module) -> None:

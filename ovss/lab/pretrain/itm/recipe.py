@@ -7,11 +7,12 @@ from random import Random
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ovss.lab.captions import Habits
 from ovss.lab.pretrain.batches import PLAIN, SIMPLE, draw_scenes, stack_pixels
 from ovss.lab.pretrain.itm.models import SIDE
-from ovss.lab.pretrain.itm.words import CONTENT, changed, content, swap, tags
+from ovss.lab.pretrain.itm.words import CONTENT, changed, content, places, swap, tags
 from ovss.lab.pretrain.trainer import LabRecipe
 from ovss.lab.scenes import World
 from ovss.training import curriculum
@@ -27,10 +28,15 @@ RICH_CAPTIONS = World(
 
 @dataclass(frozen=True)
 class Stage(curriculum.Stage):
-    """Scenes of `world`; of their patches a ratio is seen, drawn from `keep_ratios` for a batch."""
+    """Scenes of `world`; of their patches a ratio is seen, drawn from `keep_ratios` for a batch.
+
+    Attributes:
+        faded: share of the pairs whose words read less (see `reading.fade`).
+    """
 
     world: World
     keep_ratios: tuple[float, ...] = (1.0,)
+    faded: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -43,15 +49,15 @@ class Recipe(LabRecipe[Stage]):
     """
 
     warmup: int = 300
-    tagged: float = 0.2
+    tagged: float = 0.5
     temperature: float = 0.07
     evaluate_every: int = 24_576
     curve_scenes: int = 40
     stages: tuple[Stage, ...] = (
         Stage(8_192, 32, PLAIN),
         Stage(8_192, 32, SIMPLE),
-        Stage(57_344, 32, RICH_CAPTIONS),
-        Stage(131_072, 32, RICH_CAPTIONS, KEEP_RATIOS),
+        Stage(57_344, 32, RICH_CAPTIONS, faded=0.5),
+        Stage(131_072, 32, RICH_CAPTIONS, KEEP_RATIOS, 0.5),
     )
 
 
@@ -59,7 +65,7 @@ BRIDGETOWER = Recipe(  # takes twice as long for an image
     stages=(
         Stage(8_192, 32, PLAIN),
         Stage(8_192, 32, SIMPLE),
-        Stage(73_728, 32, RICH_CAPTIONS, KEEP_RATIOS),
+        Stage(73_728, 32, RICH_CAPTIONS, KEEP_RATIOS, 0.5),
     )
 )
 
@@ -68,7 +74,8 @@ def make_batch(tokenizer: Any, tagged: float, position: Position[Stage]) -> Batc
     """Fresh scenes with right and wrong captions.
 
     Pixels [B, 3, 64, 64] uint8; tokens of the captions [B, T] and of the same with words replaced
-    [B, T]; which of these tokens are the replaced ones [B, T]; the words a caption names [B, W].
+    [B, T]; which of these tokens are the replaced ones [B, T]; the words that a caption names
+    [B, W]; the content word that each token of both captions belongs to, -1 for none [B, 2, T].
     """
     scenes = draw_scenes(position.images, SIDE, position.stage.world)
     numbered = zip(scenes, position.images, strict=True)
@@ -76,14 +83,24 @@ def make_batch(tokenizer: Any, tagged: float, position: Position[Stage]) -> Batc
     texts = [right for right, _ in pairs] + [wrong for _, wrong in pairs]
     found = tokenizer(texts, padding=True, return_offsets_mapping=True, return_tensors="pt")
     tokens, swapped = found.input_ids.chunk(2)
-    starts, ends = found.offset_mapping.chunk(2)[1].unbind(-1)  # of each token's text, [B, T]
+    starts, ends = found.offset_mapping.unbind(-1)  # of each token's text, [2B, T]
     replaced, named = torch.zeros_like(swapped), torch.zeros(len(scenes), len(CONTENT)).bool()
+    spoken = torch.full_like(found.input_ids, -1)
+
+    def inside(row: int, start: int, end: int) -> Tensor:
+        """Which tokens lie within a part of a text [T]."""
+        return (starts[row] >= start) & (ends[row] <= end) & (ends[row] > 0)
+
+    for row, text in enumerate(texts):
+        for word, start, end in places(text):
+            spoken[row, inside(row, start, end)] = word
     for row, (caption, wrong) in enumerate(pairs):
         named[row, [CONTENT[word] for word in content(caption)]] = True
         for start, end in changed(caption, wrong):
-            replaced[row] |= (starts[row] >= start) & (ends[row] <= end) & (ends[row] > 0)
+            replaced[row] |= inside(len(pairs) + row, start, end)
     pixels = stack_pixels([scene.image for scene in scenes])
-    return pixels, tokens, swapped, replaced.bool(), named
+    both = torch.stack(spoken.chunk(2), 1)  # [B, 2, T]
+    return pixels, tokens, swapped, replaced.bool(), named, both
 
 
 def write_captions(caption: str, number: int, tagged: float) -> tuple[str, str]:

@@ -4,8 +4,9 @@ As ALBEF, BLIP and BridgeTower do: image and text are embedded and drawn togethe
 model with cross-attention classifies pairs as right or wrong (ITM). A quarter of the wrong pairs
 have the image of another caption, a quarter another image's caption, both drawn by similarity; in
 the rest words of the caption are replaced, and each word is classified as replaced or not, as in
-replaced-token detection (ELECTRA). What the words say is known from the captions alone; no mask is
-ever seen. The image tower is the lab CLIP's and stays as it is.
+replaced-token detection (ELECTRA). What a word reads of the image must say the word, and a pair
+whose words read less is less of a match (see `reading`). What the words say is known from the
+captions alone; no mask is ever seen. The image tower is the lab CLIP's and stays as it is.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ovss.lab.pretrain.itm.losses import (
 )
 from ovss.lab.pretrain.itm.measure import measure
 from ovss.lab.pretrain.itm.models import SIDE, Blip, BridgeTower, States
+from ovss.lab.pretrain.itm.reading import fade, reading
 from ovss.lab.pretrain.itm.recipe import BRIDGETOWER, Recipe, make_batch
 from ovss.lab.pretrain.itm.words import make_bytepairs, make_wordpiece
 from ovss.lab.pretrain.trainer import Split, ZooTrainer, write_weights
@@ -70,36 +72,46 @@ class ItmTrainer(ZooTrainer[Recipe]):
         """Pixels, captions and replaced captions of every step."""
         return Batches(self.recipe, partial(make_batch, self.tokenizer, self.recipe.tagged))
 
-    def loss(
-        self, pixels: Tensor, right: Tensor, swapped: Tensor, replaced: Tensor, named: Tensor
-    ) -> Tensor:
-        """ITC + ITM + replaced-token detection of a batch, see `make_batch`."""
+    def loss(self, pixels: Tensor, *words: Tensor) -> Tensor:
+        """ITC + ITM + replaced-token detection + reading of a batch, see `make_batch`."""
         with self.precision():
-            return self._loss(pixels, right, swapped, replaced, named)
+            return self._loss(pixels, *words)
 
     def _loss(
-        self, pixels: Tensor, right: Tensor, swapped: Tensor, replaced: Tensor, named: Tensor
+        self,
+        pixels: Tensor,
+        right: Tensor,
+        swapped: Tensor,
+        replaced: Tensor,
+        named: Tensor,
+        spoken: Tensor,
     ) -> Tensor:
         model, temperature = self.model, self.recipe.temperature
+        count, stage = len(pixels), self.recipe.at(self.done).stage
         image = model.image(normalise(pixels), self._keep_ratio())
         text, other = model.text(right), model.text(swapped)
         embeddings = model.image_embedding(image), model.text_embedding(text)  # [B, E] each
         wrong = hard_negatives(*embeddings, named, temperature)
         # One wrong pair for each right one: a quarter with another image, a quarter with another
         # caption, half with the caption's words replaced.
-        half, everything = len(pixels) // 2, torch.arange(len(pixels), device=pixels.device)
+        half, everything = count // 2, torch.arange(count, device=pixels.device)
         quarter, rest = everything[: half // 2], everything[half:]
         images = torch.cat([wrong.images[: half // 2], everything[half // 2 :]])  # [B]
         captions = torch.cat([quarter, wrong.captions[half // 2 : half]])  # [B / 2]
-        texts = join((text, pick(text, captions), pick(other, rest)))
-        logits, states = model.match(join((image, pick(image, images))), texts)  # [2B, 2], ...
+        text, other = (*text, spoken[:, 0]), (*other, spoken[:, 1])
+        *texts, said = join((text, pick(text, captions), pick(other, rest)))
+        left, seen = fade(said, stage.faded, *model.readers.weight.shape[:2])
+        with reading(model.cross_attention, left) as reads:
+            pairs = join((image, pick(image, images)))
+            logits, states = model.match(pairs, tuple(texts))  # [2B, 2], ...
         detected = model.replaced_head(states)[..., 0].float()  # [2B, T]
-        in_right, in_wrong = detected[half : len(pixels)], detected[len(pixels) + half :]
+        in_right, in_wrong = detected[half:count], detected[count + half :]
         words = right[half:] != model.pad, swapped[half:] != model.pad
         return (
             contrastive_loss(*embeddings, named, temperature)
-            + matching_loss(logits[: len(pixels)], logits[len(pixels) :])
+            + matching_loss(logits[:count], logits[count:], seen[:count])
             + replaced_token_loss(in_right[words[0]], in_wrong, replaced[half:], words[1])
+            + model.readers([read[:count] for read in reads], said[:count])
         )
 
     def _keep_ratio(self) -> float:

@@ -32,6 +32,12 @@ def content(caption: str) -> frozenset[str]:
     return frozenset(word for word in words if word in CONTENT)
 
 
+def places(caption: str) -> list[tuple[int, int, int]]:
+    """Where a caption names things, stuff and colours: number in CONTENT, start, end."""
+    found = ((_single(m[0]), m.span()) for m in _WORD.finditer(caption))
+    return [(CONTENT[word], *span) for word, span in found if word in CONTENT]
+
+
 def swap(caption: str, rng: Random) -> str:
     """A caption that is wrong by one word, or by two that have changed places.
 
