@@ -20,7 +20,6 @@ from transformers import (
     BridgeTowerForImageAndTextRetrieval,
 )
 
-from ovss.lab.pretrain.batches import take
 from ovss.lab.pretrain.itm.reading import Readers
 from ovss.lab.pretrain.itm.words import CONTENT, CONTEXT
 
@@ -56,10 +55,10 @@ class Blip(nn.Module):
         """The modules by which words read the image."""
         return [layer.crossattention.self for layer in self.model.text_encoder.encoder.layer]
 
-    def image(self, pixels: Tensor, keep: float = 1.0) -> States:
-        """[B, 3, S, S] -> tokens [B, 1 + L', D] of a share of the patches."""
+    def image(self, pixels: Tensor) -> States:
+        """[B, 3, S, S] -> tokens [B, 1 + L, D]."""
         vision = self.model.vision_model
-        hidden = patch_dropout(vision.embeddings(pixels), keep)
+        hidden = vision.embeddings(pixels, interpolate_pos_encoding=True)
         return (vision.post_layernorm(vision.encoder(hidden).last_hidden_state),)
 
     def text(self, ids: Tensor) -> States:
@@ -149,11 +148,11 @@ class BridgeTower(nn.Module):
         """The modules by which words read the image."""
         return [layer.crossattention.self for layer in self.tower.cross_modal_text_layers]
 
-    def image(self, pixels: Tensor, keep: float = 1.0) -> States:
-        """[B, 3, S, S] -> what the cross-modal layers read [B, 1 + L', D] of a share of the
-        patches, and the last state."""
+    def image(self, pixels: Tensor) -> States:
+        """[B, 3, S, S] -> what the cross-modal layers read [B, 1 + L, D], and the last state."""
         visual = self.tower.vision_model.visual
-        hidden = patch_dropout(visual.ln_pre(visual.embeddings(pixels)), keep).transpose(0, 1)
+        hidden = visual.embeddings(pixels, interpolate_pos_encoding=True)
+        hidden = visual.ln_pre(hidden).transpose(0, 1)
         states = []
         for number, block in enumerate(visual.transformer.resblocks, 1):
             hidden = block(hidden)
@@ -221,16 +220,6 @@ class BridgeTower(nn.Module):
 def make_readers() -> Readers:
     """The classifiers of what words read."""
     return Readers(LAYERS, TEXT["num_attention_heads"], TEXT["hidden_size"], len(CONTENT))
-
-
-def patch_dropout(tokens: Tensor, keep: float) -> Tensor:
-    """Drop patches at random (FLIP): [B, 1 + L, D] -> the class token and `keep` of the rest."""
-    if keep == 1:
-        return tokens
-    patches = tokens.shape[1] - 1
-    drawn = torch.rand(len(tokens), patches, device=tokens.device).argsort(1)
-    chosen = 1 + drawn[:, : max(1, round(keep * patches))]
-    return take(tokens, torch.cat([torch.zeros_like(chosen[:, :1]), chosen], 1))
 
 
 @torch.no_grad()

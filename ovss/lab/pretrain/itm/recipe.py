@@ -18,7 +18,6 @@ from ovss.lab.scenes import World
 from ovss.training import curriculum
 from ovss.training.curriculum import Batch, Position
 
-KEEP_RATIOS = (0.25, 0.5, 0.75, 1.0)  # of the patches
 RICH_CAPTIONS = World(
     things=(0.25, 0.35, 0.25, 0.15),
     size=(0.28, 0.75),
@@ -28,20 +27,21 @@ RICH_CAPTIONS = World(
 
 @dataclass(frozen=True)
 class Stage(curriculum.Stage):
-    """Scenes of `world`; of their patches a ratio is seen, drawn from `keep_ratios` for a batch.
+    """Scenes of `world`.
 
     Attributes:
         faded: share of the pairs whose words read less (see `reading.fade`).
+        side: pixels of a scene.
     """
 
     world: World
-    keep_ratios: tuple[float, ...] = (1.0,)
     faded: float = 0.0
+    side: int = SIDE
 
 
 @dataclass(frozen=True)
 class Recipe(LabRecipe[Stage]):
-    """Captions, and the contrastive loss.
+    """Captions, and the contrastive loss; at the end scenes as large as the benchmark's.
 
     Attributes:
         tagged: ratio of captions written as a list of tags.
@@ -51,33 +51,24 @@ class Recipe(LabRecipe[Stage]):
     warmup: int = 300
     tagged: float = 0.5
     temperature: float = 0.07
-    evaluate_every: int = 24_576
+    evaluate_every: int = 16_384
     curve_scenes: int = 40
     stages: tuple[Stage, ...] = (
         Stage(8_192, 32, PLAIN),
         Stage(8_192, 32, SIMPLE),
-        Stage(57_344, 32, RICH_CAPTIONS, faded=0.5),
-        Stage(131_072, 32, RICH_CAPTIONS, KEEP_RATIOS, 0.5),
+        Stage(65_536, 32, RICH_CAPTIONS, 0.75),
+        Stage(24_576, 32, RICH_CAPTIONS, 0.75, 128),
     )
-
-
-BRIDGETOWER = Recipe(  # takes twice as long for an image
-    stages=(
-        Stage(8_192, 32, PLAIN),
-        Stage(8_192, 32, SIMPLE),
-        Stage(73_728, 32, RICH_CAPTIONS, KEEP_RATIOS, 0.5),
-    )
-)
 
 
 def make_batch(tokenizer: Any, tagged: float, position: Position[Stage]) -> Batch:
     """Fresh scenes with right and wrong captions.
 
-    Pixels [B, 3, 64, 64] uint8; tokens of the captions [B, T] and of the same with words replaced
+    Pixels [B, 3, S, S] uint8; tokens of the captions [B, T] and of the same with words replaced
     [B, T]; which of these tokens are the replaced ones [B, T]; the words that a caption names
     [B, W]; the content word that each token of both captions belongs to, -1 for none [B, 2, T].
     """
-    scenes = draw_scenes(position.images, SIDE, position.stage.world)
+    scenes = draw_scenes(position.images, position.stage.side, position.stage.world)
     numbered = zip(scenes, position.images, strict=True)
     pairs = [write_captions(scene.caption, number, tagged) for scene, number in numbered]
     texts = [right for right, _ in pairs] + [wrong for _, wrong in pairs]

@@ -31,7 +31,7 @@ from ovss.lab.pretrain.itm.losses import (
 from ovss.lab.pretrain.itm.measure import measure
 from ovss.lab.pretrain.itm.models import SIDE, Blip, BridgeTower, States
 from ovss.lab.pretrain.itm.reading import fade, reading
-from ovss.lab.pretrain.itm.recipe import BRIDGETOWER, Recipe, make_batch
+from ovss.lab.pretrain.itm.recipe import Recipe, make_batch
 from ovss.lab.pretrain.itm.words import make_bytepairs, make_wordpiece
 from ovss.lab.pretrain.trainer import Split, ZooTrainer, write_weights
 from ovss.training.card import Gate, write_json
@@ -88,7 +88,7 @@ class ItmTrainer(ZooTrainer[Recipe]):
     ) -> Tensor:
         model, temperature = self.model, self.recipe.temperature
         count, stage = len(pixels), self.recipe.at(self.done).stage
-        image = model.image(normalise(pixels), self._keep_ratio())
+        image = model.image(normalise(pixels))
         text, other = model.text(right), model.text(swapped)
         embeddings = model.image_embedding(image), model.text_embedding(text)  # [B, E] each
         wrong = hard_negatives(*embeddings, named, temperature)
@@ -113,11 +113,6 @@ class ItmTrainer(ZooTrainer[Recipe]):
             + replaced_token_loss(in_right[words[0]], in_wrong, replaced[half:], words[1])
             + model.readers([read[:count] for read in reads], said[:count])
         )
-
-    def _keep_ratio(self) -> float:
-        """Of the patches that are seen in this step, drawn from those of the stage."""
-        ratios = self.recipe.at(self.done).stage.keep_ratios
-        return ratios[int(torch.randint(len(ratios), ()))] if len(ratios) > 1 else ratios[0]
 
     def metrics(self, backbone: Any, split: Split, scenes: int | None) -> dict[str, float]:
         """See `measure`."""
@@ -148,8 +143,8 @@ class BlipTrainer(ItmTrainer):
 
     name = "blip-itm"
     what = (
-        "a BLIP of transformers, trained to match scenes of the lab world with captions at 64 px; "
-        "its image tower is the lab CLIP's"
+        "a BLIP of transformers, trained to match scenes of the lab world with captions at 64 px, "
+        "in the end at 128; its image tower is the lab CLIP's"
     )
     default_recipe = Recipe()
     gates = gates(30.0)
@@ -163,7 +158,7 @@ class BridgeTowerTrainer(ItmTrainer):
 
     name = "bridgetower"
     what = BlipTrainer.what.replace("BLIP", "BridgeTower")
-    default_recipe = BRIDGETOWER
+    default_recipe = Recipe()
     gates = gates(20.0)
     family = BridgeTower
     make_tokenizer = staticmethod(make_bytepairs)
