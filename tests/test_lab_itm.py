@@ -63,6 +63,16 @@ def pixels() -> torch.Tensor:
     return normalise(torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
+@pytest.fixture(params=[(Blip, make_wordpiece), (BridgeTower, make_bytepairs)], ids=["blip", "bt"])
+def matcher(request: pytest.FixtureRequest, captions: list[str]) -> tuple[Any, Any, Any]:
+    """A model of random weights, its tokenizer, and four captions in tokens."""
+    kind, make = request.param
+    torch.manual_seed(0)
+    tokenizer = make(captions)
+    found = tokenizer(captions[:4], padding=True, return_tensors="pt")
+    return kind(tokenizer).eval(), tokenizer, found
+
+
 def test_a_swapped_caption_says_something_else(captions: list[str]) -> None:
     for number, caption in enumerate(captions):
         wrong = swap(caption, Random(number))
@@ -213,14 +223,11 @@ def test_a_share_of_the_words_fades_and_the_last_layer_does_not() -> None:
     assert (fade(spoken, 0.0, 3, 4)[0] == 1).all()
 
 
-@pytest.mark.parametrize(("kind", "make"), [(Blip, make_wordpiece), (BridgeTower, make_bytepairs)])
 def test_a_word_that_reads_nothing_sees_no_image(
-    kind: Any, make: Any, captions: list[str], pixels: torch.Tensor
+    matcher: tuple[Any, Any, Any], pixels: torch.Tensor
 ) -> None:
-    torch.manual_seed(0)
-    tokenizer = make(captions)
-    model = kind(tokenizer).eval()
-    ids = tokenizer(captions[:4], padding=True, return_tensors="pt").input_ids
+    model, _, found = matcher
+    ids = found.input_ids
 
     def match(left: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), reading(model.cross_attention, left) as reads:
@@ -233,7 +240,7 @@ def test_a_word_that_reads_nothing_sees_no_image(
         _, plain = model.match(model.image(pixels), model.text(ids))
     torch.testing.assert_close(match(full, pixels), plain)
     assert not torch.allclose(match(full, pixels.flip(0)), plain)
-    if kind is Blip:  # of BridgeTower the words reach the image's side, and come back
+    if isinstance(model, Blip):  # of BridgeTower the words reach the image's side, and come back
         torch.testing.assert_close(match(0 * full, pixels), match(0 * full, pixels.flip(0)))
     dim = full.clone()
     dim[0, :, 2] = 0.5
@@ -241,19 +248,15 @@ def test_a_word_that_reads_nothing_sees_no_image(
     assert not any(module._forward_hooks for module in model.cross_attention)
 
 
-@pytest.mark.parametrize(("kind", "make"), [(Blip, make_wordpiece), (BridgeTower, make_bytepairs)])
 def test_wrappers_give_what_the_library_gives(
-    kind: Any, make: Any, captions: list[str], pixels: torch.Tensor
+    matcher: tuple[Any, Any, Any], pixels: torch.Tensor
 ) -> None:
     """Encoders run once and are paired; the library runs them for each pair."""
-    torch.manual_seed(0)
-    tokenizer = make(captions)
-    model = kind(tokenizer).eval()
-    found = tokenizer(captions[:4], padding=True, return_tensors="pt")
+    model, tokenizer, found = matcher
     ids = found.input_ids
     with torch.no_grad():
         ours, _ = model.match(model.image(pixels), model.text(ids))
-        if kind is Blip:
+        if isinstance(model, Blip):
             first = torch.full_like(ids[:, :1], len(tokenizer) + 1)
             given = {"input_ids": torch.cat([first, ids[:, 1:]], 1)}
             theirs = model.model(**given, attention_mask=found.attention_mask, pixel_values=pixels)

@@ -52,35 +52,35 @@ def train(kind: str, images: int, folder: Path, device: str) -> SdTrainer:
     return trainer
 
 
+def mean(drawn: Array) -> Array:
+    """The mean of sums [..., 2], of values and of how many they are."""
+    return np.asarray(drawn[..., 0] / drawn[..., 1])
+
+
 def compare(found: dict[str, Scores], images: int, checkpoints: dict[str, str]) -> None:
     """Write both kinds' numbers and their differences, with intervals over images."""
-    parts = {
-        "attention_in_mask": {kind: one.inside for kind, one in found.items()},
-        "noise": {kind: np.stack([one.noise, np.ones_like(one.noise)], 1)
-                  for kind, one in found.items()},
-    }  # fmt: skip
-    for metric, sums in parts.items():
-        scale = 100.0 if metric == "attention_in_mask" else 1.0
-
-        def mean(drawn: Array, scale: float = scale) -> Array:
-            return scale * drawn[..., 0] / drawn[..., 1]
-
+    sums = {
+        kind: {
+            "attention_in_mask": one.inside * (100, 1),  # percent
+            "noise": np.stack([one.noise, np.ones_like(one.noise)], 1),
+        }
+        for kind, one in found.items()
+    }
+    rows = []
+    for metric, one in sums["with"].items():
+        other = sums["without"][metric]
         origin = {
             "experiment": EXPERIMENT, "dataset": "val", "protocol": f"{images} scenes",
-            "metric": metric, "images": len(sums["with"]), "seed": Recipe().seed, "profile": "lab",
+            "metric": metric, "images": len(one), "seed": Recipe().seed, "profile": "lab",
         }  # fmt: skip
-        rows = [
-            {**origin, "row": kind, "value": float(mean(one.sum(0))), "low": low, "high": high,
-             "checkpoint": checkpoints[kind]}
-            for kind, one in sums.items()
-            for low, high in [intervals.bootstrap(one, mean)]
-        ]  # fmt: skip
-        value, low, high = intervals.paired_bootstrap(sums["with"], sums["without"], mean)
-        rows.append({
-            **origin, "row": "with - without", "value": value, "low": low, "high": high,
-            "checkpoint": " ".join(checkpoints.values()),
-        })  # fmt: skip
-        results.write(results.file_of(EXPERIMENT), rows)
+        for kind, part in zip(KINDS, (one, other), strict=True):
+            number = {"value": float(mean(part.sum(0))), "checkpoint": checkpoints[kind]}
+            between = intervals.bootstrap(part, mean)._asdict()
+            rows.append({**origin, "row": kind, **number, **between})
+        change = intervals.paired_bootstrap(one, other, mean)._asdict()
+        both = " ".join(checkpoints.values())
+        rows.append({**origin, "row": "with - without", **change, "checkpoint": both})
+    results.write(results.file_of(EXPERIMENT), rows)
 
 
 def main() -> None:

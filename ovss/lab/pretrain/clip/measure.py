@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,12 +14,12 @@ from ovss.datasets import open_dataset
 from ovss.evaluation import intervals
 from ovss.evaluation.evaluate import evaluate
 from ovss.evaluation.result import Result
+from ovss.lab.pretrain.trainer import Split
 from ovss.lab.scenes import STUFF_NAMES, THING_NAMES
 from ovss.methods.cliper import Cliper
 from ovss.segmenter import Segmenter
 from ovss.vocabulary import Vocabulary
 
-Split = Literal["tune", "val"]
 TRAINED_SIDE = 64
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +18,11 @@ from ovss.evaluation.intervals import Interval
 from ovss.lab.pretrain.attention_in_mask import attention_in_mask, instances, majority
 from ovss.lab.pretrain.clusters import Grouping, colour_grid, judge_clusters, kmeans
 from ovss.lab.pretrain.probe import class_ious, fit_ridge
+from ovss.lab.pretrain.trainer import Split
 from ovss.lab.scenes import NAMES, THING_NAMES, render
 from ovss.methods.proxyclip import proxy_map
 from ovss.training.card import Gate
 
-Split = Literal["tune", "val"]
 QUERIES = 4000  # patches whose nearest neighbour is sought
 SIDE = 128  # pixels of the scenes that the probe is fitted on
 PROBE_FROM, PROBE_SCENES = 900_000_000, 400

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from random import Random
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +16,10 @@ from ovss.decide import upsample
 from ovss.evaluation import metrics
 from ovss.evaluation.counting import draw
 from ovss.lab.pretrain.itm.words import swap
+from ovss.lab.pretrain.trainer import Split
 from ovss.lab.scenes import NAMES, THING_NAMES
 from ovss.methods.pnp_maps import gradcam, merge
 
-Split = Literal["tune", "val"]
 SIDE = 128  # of the images when they are segmented: the side of the benchmark's
 
 

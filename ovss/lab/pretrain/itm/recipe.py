@@ -7,12 +7,13 @@ from random import Random
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ovss.lab.captions import Habits
 from ovss.lab.pretrain.batches import PLAIN, SIMPLE, draw_scenes, stack_pixels
 from ovss.lab.pretrain.itm.models import SIDE
-from ovss.lab.pretrain.itm.words import CONTENT, changed, content, places, swap, tags
+from ovss.lab.pretrain.itm.words import CONTENT, changed, places, swap, tags
 from ovss.lab.pretrain.trainer import LabRecipe
 from ovss.lab.scenes import World
 from ovss.training import curriculum
@@ -75,7 +76,7 @@ def make_batch(tokenizer: Any, tagged: float, position: Position[Stage]) -> Batc
     found = tokenizer(texts, padding=True, return_offsets_mapping=True, return_tensors="pt")
     tokens, swapped = found.input_ids.chunk(2)
     starts, ends = found.offset_mapping.unbind(-1)  # of each token's text, [2B, T]
-    replaced, named = torch.zeros_like(swapped), torch.zeros(len(scenes), len(CONTENT)).bool()
+    replaced = torch.zeros_like(swapped, dtype=torch.bool)
     spoken = torch.full_like(found.input_ids, -1)
 
     def inside(row: int, start: int, end: int) -> Tensor:
@@ -86,12 +87,12 @@ def make_batch(tokenizer: Any, tagged: float, position: Position[Stage]) -> Batc
         for word, start, end in places(text):
             spoken[row, inside(row, start, end)] = word
     for row, (caption, wrong) in enumerate(pairs):
-        named[row, [CONTENT[word] for word in content(caption)]] = True
         for start, end in changed(caption, wrong):
             replaced[row] |= inside(len(pairs) + row, start, end)
     pixels = stack_pixels([scene.image for scene in scenes])
     both = torch.stack(spoken.chunk(2), 1)  # [B, 2, T]
-    return pixels, tokens, swapped, replaced.bool(), named, both
+    named = F.one_hot(1 + both[:, 0], 1 + len(CONTENT))[..., 1:].any(1)  # [B, W]
+    return pixels, tokens, swapped, replaced, named, both
 
 
 def write_captions(caption: str, number: int, tagged: float) -> tuple[str, str]:

@@ -28,14 +28,12 @@ _WORD = re.compile(r"[a-z]+")
 
 def content(caption: str) -> frozenset[str]:
     """The things, stuff and colours that a caption names; plurals count as their singular."""
-    words = (_single(word) for word in _WORD.findall(caption))
-    return frozenset(word for word in words if word in CONTENT)
+    return frozenset(_single(m[0]) for m in _content_words(caption))
 
 
 def places(caption: str) -> list[tuple[int, int, int]]:
     """Where a caption names things, stuff and colours: number in CONTENT, start, end."""
-    found = ((_single(m[0]), m.span()) for m in _WORD.finditer(caption))
-    return [(CONTENT[word], *span) for word, span in found if word in CONTENT]
+    return [(CONTENT[_single(m[0])], *m.span()) for m in _content_words(caption)]
 
 
 def swap(caption: str, rng: Random) -> str:
@@ -44,12 +42,12 @@ def swap(caption: str, rng: Random) -> str:
     Where two things have colours, these may be exchanged; where one thing stands beside another,
     the things. Else a content word is replaced by another of its kind that is not named.
     """
-    places = [m for m in _WORD.finditer(caption) if _single(m[0]) in CONTENT]
-    pairs = [(a, b) for a, b in combinations(places, 2) if _exchangeable(caption, a[0], b[0])]
+    words = _content_words(caption)
+    pairs = [(a, b) for a, b in combinations(words, 2) if _exchangeable(caption, a[0], b[0])]
     if pairs and rng.random() < EXCHANGED:
         first, second = rng.choice(pairs)
         return _put(_put(caption, second, first[0]), first, second[0])
-    place, named = rng.choice(places), content(caption)
+    place, named = rng.choice(words), content(caption)
     single = _single(place[0])
     kind = next(kind for kind in _KINDS if single in kind)
     other = rng.choice([word for word in kind if word not in named])
@@ -64,8 +62,8 @@ def changed(caption: str, swapped: str) -> list[tuple[int, int]]:
 
 def tags(caption: str) -> str:
     """The caption as a list of tags, as in much of the web's text."""
-    words = (_single(word) for word in _WORD.findall(caption))
-    return "a picture of " + " ".join(dict.fromkeys(w for w in words if w in CONTENT))
+    words = (_single(m[0]) for m in _content_words(caption))
+    return "a picture of " + " ".join(dict.fromkeys(words))
 
 
 def make_wordpiece(captions: Iterable[str]) -> Any:
@@ -111,6 +109,10 @@ def _learn(captions: Iterable[str], size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(captions, trainer)
     return tokenizer
+
+
+def _content_words(caption: str) -> list[re.Match[str]]:
+    return [m for m in _WORD.finditer(caption) if _single(m[0]) in CONTENT]
 
 
 def _single(word: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from ovss.evaluation.counting import draw
 from ovss.lab.pretrain.attention_in_mask import instances
 from ovss.lab.pretrain.sam.losses import mask_iou
 from ovss.lab.pretrain.sam.recipe import inner_points
+from ovss.lab.pretrain.trainer import Split
 
-Split = Literal["tune", "val"]
 VISIBLE = 64  # pixels that show of a thing which is clicked at
 FIVE = 5  # points of a prompt that is not ambiguous
 

@@ -1,9 +1,9 @@
 """What the miniature has no time to learn by itself: self-attention that keeps to what looks alike.
 
-Stable Diffusion's self-attention came to it over billions of images. In the lab, with some ten
-thousand, each head of the finest stage is asked for it directly, without labels: the clean latent
-of a position, and its surroundings', must follow from those of the other positions that it attends
-to. What it attends to must then look the same and lie in the same kind of place.
+Stable Diffusion's self-attention came to it over billions of images. In the lab, with a few
+hundred thousand, each head of the finest stage is asked for it directly, without labels: the clean
+latent of a position, and its surroundings', must follow from those of the other positions that it
+attends to. What it attends to must then look the same and lie in the same kind of place.
 """
 
 from __future__ import annotations

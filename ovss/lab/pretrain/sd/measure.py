@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from ovss.backbones.diffusion import DiffusionBackbone
 from ovss.datasets import open_dataset
 from ovss.evaluation.counting import draw
 from ovss.lab.pretrain.attention_in_mask import attention_in_mask, instances
+from ovss.lab.pretrain.trainer import Split
 
 Array = NDArray[Any]
-Split = Literal["tune", "val"]
 TIMES = (50, 150, 300, 500, 700, 900)  # of 1000, at which the noise is predicted
 BATCH = 10
 
